@@ -1,0 +1,288 @@
+"""The only file that knows JAX's internals.
+
+It reads the programs of both JAX worlds (0.10, and 0.11 and later, where `Jaxpr` and `ClosedJaxpr` became one class and
+`scan` lost its counts) through one small vocabulary: a `Body` of equations; a `Call`, `Scan`, `While`, `Cond` or
+`ShardMap` where an equation holds further bodies; a `Location` in the user's code.
+"""
+
+import dataclasses
+import functools
+import os
+import sysconfig
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.extend  # not imported by `import jax`
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+Equation: TypeAlias = JaxprEqn
+Path: TypeAlias = tuple[int, ...]
+"""Where an equation stands: its index in the outermost body, then (index of the inner body, index in it), and so on."""
+
+
+# ---------------------------------------------------------------------------------------------------- bodies
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Body:
+    """A list of equations with its inputs, its outputs and the constants that it closes over."""
+
+    inputs: tuple[Any, ...]
+    constants: tuple[tuple[Any, Any], ...]
+    equations: tuple[Equation, ...]
+    outputs: tuple[Any, ...]
+
+
+def body(jaxpr: Any) -> Body:
+    """The `Body` of an open or closed jaxpr of any JAX version."""
+    consts = tuple(getattr(jaxpr, "consts", ()))
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    return Body(tuple(inner.invars), tuple(zip(inner.constvars, consts)), tuple(inner.eqns), tuple(inner.outvars))
+
+
+def trace(f: Callable[..., Any], *args: Any) -> tuple[Body, Any]:
+    """The program of `f(*args)` and the pytree of shapes that it returns."""
+    jaxpr, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+    return body(jaxpr), shapes
+
+
+def literal(atom: Any) -> np.ndarray | None:
+    """The value of an atom that is a literal, in the dtype that the program gives it; None for a variable."""
+    return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else None
+
+
+def is_inexact(atom_or_array: Any) -> bool:
+    """Whether a variable, literal or array is of a floating or complex dtype."""
+    dtype = getattr(atom_or_array, "aval", atom_or_array)
+    dtype = getattr(dtype, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+# ------------------------------------------------------------------------------------------- nested bodies
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """`body` on the operands (on some of them: their positions in `picked`).
+
+    `barrier`: the recomputation of a `jax.checkpoint`, which XLA must not merge away.
+    """
+
+    body: Body
+    picked: tuple[int, ...] | None = None
+    barrier: bool = False
+
+    def of(self, operands: Sequence[Any]) -> list[Any]:
+        """The operands that the body takes."""
+        return list(operands) if self.picked is None else [operands[i] for i in self.picked]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+    body: Body
+    consts: int
+    carry: int
+    length: int
+    reverse: bool
+    unroll: int | bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class While:
+    cond: Body
+    body: Body
+    cond_consts: int
+    body_consts: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cond:
+    branches: tuple[Body, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShardMap:
+    body: Body
+    mesh: Any
+    in_specs: tuple[Any, ...]
+    out_specs: tuple[Any, ...]
+    axis_names: frozenset[str]
+
+
+Control: TypeAlias = Call | Scan | While | Cond | ShardMap
+
+_CALLS = {  # primitive: the parameter that holds its body
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
+    "linear_call": "callee",
+    "composite": "jaxpr",
+    "eval_jaxpr": "jaxpr",
+}
+
+
+def control(eqn: Equation) -> Control | None:
+    """The control flow that an equation stands for; None for a plain primitive."""
+    params, name = eqn.params, eqn.primitive.name
+    if name in _CALLS:
+        held = params.get(_CALLS[name], params.get("jaxpr", params.get("call_jaxpr")))
+        return None if held is None else Call(body(held))
+    if name in ("remat2", "checkpoint", "remat"):
+        return Call(body(params["jaxpr"]), barrier=bool(params.get("differentiated") and params.get("prevent_cse")))
+    if name == "custom_linear_solve":
+        # The operands: the constants of matvec, vecmat, solve and transpose_solve, then the right-hand sides.
+        lengths = params["const_lengths"]
+        start = lengths.matvec + lengths.vecmat
+        stop = start + lengths.solve
+        rest = range(stop + lengths.transpose_solve, len(eqn.invars))
+        return Call(body(params["jaxprs"].solve), picked=(*range(start, stop), *rest))
+    if name == "scan":
+        if "ft_in" in params:  # 0.11 and later
+            consts, carry, _ = (len(group) for group in params["ft_in"].unpack())
+        else:
+            consts, carry = params["num_consts"], params["num_carry"]
+        return Scan(body(params["jaxpr"]), consts, carry, params["length"], params["reverse"], params["unroll"])
+    if name == "while":
+        return While(
+            body(params["cond_jaxpr"]), body(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"]
+        )
+    if name == "cond":
+        return Cond(tuple(body(b) for b in params["branches"]))
+    if name == "shard_map":
+        names = frozenset(params.get("newly_manual_axes", params.get("manual_axes", ())))
+        return ShardMap(
+            body(params["jaxpr"]), params["mesh"], tuple(params["in_specs"]), tuple(params["out_specs"]), names
+        )
+    return None
+
+
+def bodies(inner: Control) -> tuple[Body, ...]:
+    """The bodies of a control flow, in the order in which `Path` counts them."""
+    match inner:
+        case While():
+            return (inner.cond, inner.body)
+        case Cond():
+            return inner.branches
+        case _:
+            return (inner.body,)
+
+
+# ---------------------------------------------------------------------------------------------- evaluation
+
+
+def evaluate(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array]:
+    """The outputs of one equation on plain arrays, with some of its parameters `changed`."""
+    params = eqn.primitive.get_bind_params(dict(eqn.params) | changed)
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*operands, **params)
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def retype(jaxpr: Any, dtype: Any) -> Any:
+    """The closed jaxpr of a scalar function (the combiner of a reduction) with every inexact input in `dtype`."""
+    closed = jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
+    inner = body(closed)
+
+    def combine(*operands: Array) -> list[Array]:
+        env = dict(zip(inner.inputs, operands)) | {var: widen(jnp.asarray(c), dtype) for var, c in inner.constants}
+        for eqn in inner.equations:
+            ins = [env[a] if (lit := literal(a)) is None else widen(jnp.asarray(lit), dtype) for a in eqn.invars]
+            env.update(zip(eqn.outvars, evaluate(eqn, ins)))
+        return [env[a] if (lit := literal(a)) is None else widen(jnp.asarray(lit), dtype) for a in inner.outputs]
+
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, dtype if is_inexact(v) else v.aval.dtype) for v in inner.inputs]
+    return jax.make_jaxpr(combine)(*avals)
+
+
+def widen(x: Array, dtype: Any) -> Array:
+    """`x` in `dtype` where it is inexact, untouched elsewhere."""
+    return jax.lax.convert_element_type(x, dtype) if is_inexact(x) else x
+
+
+# ------------------------------------------------------------------------------------------------ locations
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A statement of the user's: file, line (1-based) and the name of the function around it."""
+
+    file: str
+    line: int
+    function: str
+
+
+_LIBRARY = tuple(
+    os.path.join(sysconfig.get_paths()[kind], "") for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+_PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+_DEMO = os.path.join(_PACKAGE, "demo", "")
+
+
+@functools.lru_cache(maxsize=None)
+def is_users(file: str) -> bool:
+    """Whether a file is the user's: not an installed package's, the standard library's or robustad's (its demo is)."""
+    if file.startswith(_DEMO):
+        return True
+    installed = f"{os.sep}site-packages{os.sep}" in file or f"{os.sep}dist-packages{os.sep}" in file
+    return not (installed or file.startswith((*_LIBRARY, _PACKAGE, "<frozen")))
+
+
+def location(eqn: Equation) -> Location | None:
+    """The innermost statement of the user's that made an equation; None where a library made it by itself.
+
+    An equation inside a nested body carries only the frames below the call that traced the body, so None there means
+    that the enclosing call's location holds.
+    """
+    traceback = eqn.source_info.traceback
+    for frame in traceback.frames if traceback else ():
+        if is_users(frame.file_name):
+            name = frame.function_name.rsplit(".", 1)[-1]
+            return Location(frame.file_name, frame.line_num, name)
+    return None
+
+
+def is_transposed(eqn: Equation) -> bool:
+    """Whether an equation was made by transposing a linear one, that is, carries a cotangent."""
+    return "transpose(" in str(eqn.source_info.name_stack)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """An equation of a whole program: where it stands in the program and in the user's code."""
+
+    path: Path
+    equation: Equation
+    location: Location | None
+    transposed: bool
+    loops: tuple[Path, ...]
+
+    @property
+    def primitive(self) -> str:
+        return self.equation.primitive.name
+
+
+def sites(program: Body) -> Iterator[Site]:
+    """Every equation of a program, those inside nested bodies too, in the order of the program."""
+    yield from _sites(program, (), None, False, ())
+
+
+def _sites(
+    program: Body, path: Path, outer: Location | None, transposed: bool, loops: tuple[Path, ...]
+) -> Iterator[Site]:
+    for i, eqn in enumerate(program.equations):
+        here = (*path, i)
+        site = Site(here, eqn, location(eqn) or outer, transposed or is_transposed(eqn), loops)
+        yield site
+        if inner := control(eqn):
+            within = (*loops, here) if isinstance(inner, Scan | While) else loops
+            for k, nested in enumerate(bodies(inner)):
+                yield from _sites(nested, (*here, k), site.location, site.transposed, within)

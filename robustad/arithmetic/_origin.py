@@ -1,0 +1,504 @@
+r"""Origin tracking: every value of the shadow walk carries, element by element, the equation that hurt it most.
+
+The error of an element comes along a path of equations. Its *tag* names the equation on that path at which the most bits
+were lost between the operand with the dominating error and the output: the one that amplified, not the one that shows
+it. Tags flow as data flows: a gather gathers them, a select selects them, a sum takes that of the term with the largest
+error. Where an output is right again (a compensation, a masked infinity) its tag is dropped. MemorySanitizer tracks the
+origin of uninitialised memory in the same way (Stepanov and Serebryany, CGO 2015); Herbgrind (Sanchez-Stern et al., PLDI
+2018) follows influences of floating-point error.
+
+Bits lost of an element: \(\mathrm{clip}(p + \log_2(|x - x^*| / |x^*|), 0, p)\), for a precision p given.
+
+A tag is one int32, so that the maximum of two tags is the one with the larger loss:
+
+    bits 24-30  loss, in half bits (127: a non-finite value was born)
+    bits  7-23  number of the equation, from 1
+    bits  4-6   the invalid operation that made a NaN, or 0
+    bits  0-3   what happened (`Event`)
+
+The losses of elements are counted in half bits too: the tracking is integer arithmetic but for one logarithm a value.
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from robustad import _jaxpr
+from robustad._jaxpr import Equation, Path
+from robustad.arithmetic import _shadow
+from robustad.arithmetic._shadow import Shadow
+
+
+class Event(enum.IntEnum):
+    """What happened at an equation, to one element."""
+
+    OVERFLOW = 1
+    UNDERFLOW = 2
+    CANCELLATION = 3
+    ABSORPTION = 4
+    AMPLIFICATION = 5
+    POLE = 6
+    INVALID = 7
+
+
+class Invalid(enum.IntEnum):
+    """The six classes of invalid operation."""
+
+    ZERO_TIMES_INF = 1
+    INF_MINUS_INF = 2
+    ZERO_BY_ZERO = 3
+    INF_BY_INF = 4
+    LOG_ZERO = 5
+    NEGATIVE = 6
+
+
+_BORN = 127
+_LOSS, _SITE, _CLASS = 24, 7, 4
+MOST_SITES = 2**17 - 1
+
+_ADDING = frozenset(
+    "add add_any sub reduce_sum psum psum_invariant reduce_scatter cumsum scatter-add scatter-sub".split()
+) | {"dot_general", "conv_general_dilated", "ragged_dot_general", "reduce_window_sum", "select_and_scatter_add"}
+_MULTIPLYING = frozenset({"mul", "dot_general", "conv_general_dilated", "reduce_prod", "cumprod", "integer_pow"})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A shadow value and its tags; `tag` is None where `high` is."""
+
+    working: Array
+    high: Array | None
+    tag: Array | None
+    precision: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shadow(self) -> Shadow:
+        return Shadow(self.working, self.high)
+
+    @functools.cached_property
+    def bad(self) -> Array:
+        """Where the working value is not finite."""
+        return ~jnp.isfinite(self.working)
+
+    @functools.cached_property
+    def gap(self) -> Array:
+        """|x - x*|, 0 where equal (infinities too), infinite where it is not a number."""
+        w, s = _shadow.widened(self.working), self.high
+        gap = jnp.where(w == s, 0.0, jnp.abs(w - s))
+        return jnp.where(jnp.isnan(gap), jnp.inf, gap)
+
+    @functools.cached_property
+    def lost(self) -> Array:
+        """Half bits lost, int32; 127 where a non-finite value is nobody's mask."""
+        size = jnp.abs(self.high)
+        # 0/0 (equal zeros) and inf/inf (equal infinities) count as no loss; x/0 as a total one.
+        half = 2 * (self.precision + jnp.log2((self.gap / size).astype(jnp.float32)))
+        half = jnp.clip(jnp.where(self.gap == 0, 0.0, half), 0, 2 * self.precision)
+        half = jnp.where(jnp.isnan(half), 2 * self.precision, jnp.round(half)).astype(jnp.int32)
+        return jnp.where(self.bad & ((self.gap != 0) | (self.tag > 0)), _BORN, half)
+
+    @functools.cached_property
+    def bad_tag(self) -> Array:
+        return jnp.where(self.bad, self.tag, 0)
+
+
+def decode(tag: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(equation number, event, invalid class) of tags."""
+    tag = np.asarray(tag)
+    return (tag >> _SITE) & MOST_SITES, tag & 15, (tag >> _CLASS) & 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Inherited:
+    """What an output element takes over from its operands (arrays of the output's shape)."""
+
+    tag: Array
+    """of the operand element with the dominating error"""
+    lost: Array
+    """by that element, in half bits"""
+    bad: Array
+    """whether some operand element is not finite"""
+    nan: Array
+    """whether some operand element is NaN"""
+    size: Array
+    """the sum of the magnitudes of what is added up (of the largest operand where nothing is)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginArithmetic:
+    """The shadow walk with origins. `numbers`: path of an equation to its number, from 1."""
+
+    numbers: dict[Path, int]
+    precision: int
+    watched: frozenset[Path] = frozenset()
+
+    def lift(self, x: Any) -> Origin:
+        return _lifted(_shadow.lift(x), self.precision)
+
+    def plain(self, value: Origin) -> Array:
+        return value.working
+
+    def blank(self, path: Path, at: Path) -> Any:
+        raise NotImplementedError("origins are tracked without records")
+
+    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
+        raise NotImplementedError("origins are tracked without records")
+
+    def equation(self, eqn: Equation, operands: Sequence[Origin], path: Path) -> tuple[list[Origin], None]:
+        working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
+        outs = [_lifted(Shadow(w, h), self.precision) for w, h in zip(working, highs)]
+        if all(v.high is None for v in operands) or all(o.high is None for o in outs):
+            return outs, None
+        tags = _moved(eqn, operands)
+        if tags is None:
+            site = self.numbers[path]
+            tags = [o.tag if o.high is None else judged(eqn, operands, o, site) for o in outs]
+        # XLA would fuse a value's whole history into each of its uses, and take minutes to compile it.
+        held = lax.optimization_barrier([(o.working, o.high, t) for o, t in zip(outs, tags)])
+        return [Origin(w, h, t, self.precision) for w, h, t in held], None
+
+
+def _lifted(value: Shadow, precision: int) -> Origin:
+    tag = None if value.high is None else jnp.zeros(value.high.shape, jnp.int32)
+    return Origin(value.working, value.high, tag, precision)
+
+
+def _moved(eqn: Equation, operands: Sequence[Origin]) -> list[Array | None] | None:
+    """The tags of outputs that are operands moved; None for a primitive that computes."""
+    if eqn.primitive.name in _shadow.MOVING:
+        moved = _jaxpr.evaluate(eqn, [v.working if v.tag is None else v.tag for v in operands])
+        return [jnp.maximum(t, 0) for t in moved]  # a gather out of bounds fills with the least integer
+    if eqn.primitive.name == "sort":
+        axis = eqn.params["dimension"]
+        places = lax.broadcasted_iota(jnp.int32, operands[0].working.shape, axis)
+        *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), places])
+        return [v.tag if v.tag is None else jnp.take_along_axis(v.tag, order, axis) for v in operands]
+    return None
+
+
+def judged(eqn: Equation, operands: Sequence[Origin], out: Origin, site: int) -> Array:
+    """The tags of an output: inherited, or this equation's own where it lost more."""
+    taken = inherit(eqn, operands, out)
+    w = out.working
+    # A non-finite value born of finite ones is this equation's, though the twin agrees; a mask passed on is nobody's.
+    nobodys = out.bad & (out.gap == 0) & taken.bad & (taken.lost != _BORN)
+    lost = jnp.where(out.bad, jnp.where(nobodys, 0, _BORN), out.lost)
+    # An operand badly wrong already (a probability that has underflowed) is to blame for the infinity it becomes.
+    own = jnp.where(out.bad & (taken.lost >= out.precision) & (taken.tag > 0), 0, lost - taken.lost)
+    event, invalid = happened(eqn, operands, out, taken)
+    # What an equation loses at every step of a loop adds up.
+    before = jnp.where((taken.tag >> _SITE) & MOST_SITES == site, taken.tag >> _LOSS, 0)
+    mine = (jnp.minimum(own + before, lost) << _LOSS) | (site << _SITE) | event
+    mine = jnp.where(jnp.isnan(w) | (event == Event.POLE), mine | (invalid << _CLASS), mine)
+    # What is inherited cannot have lost more on the way than the output has; the class of a NaN is that of its birth.
+    theirs = (jnp.minimum(taken.tag >> _LOSS, lost) << _LOSS) | (taken.tag & ((1 << _LOSS) - 1))
+    unnamed = jnp.isnan(w) & ((taken.tag >> _CLASS) & 7 != invalid) & ~taken.nan
+    theirs = jnp.where(unnamed, (theirs & ~(7 << _CLASS)) | (invalid << _CLASS), theirs)
+    keep = (taken.tag > 0) & ((mine >> _LOSS) <= (theirs >> _LOSS))
+    return jnp.where(lost > 0, jnp.where(keep, theirs, jnp.where(own > 0, mine, 0)), 0)
+
+
+# ----------------------------------------------------------------------------------- what operands hand down
+
+
+def inherit(eqn: Equation, operands: Sequence[Origin], out: Origin) -> Inherited:
+    """What each element of `out` takes over, by the way in which the primitive's outputs depend on its operands."""
+    name = eqn.primitive.name
+    floats = [v for v in operands if v.high is not None]
+    shape = jnp.shape(out.working)
+    pointwise = all(jnp.shape(v.working) in ((), shape) for v in floats)
+    if name in _shadow.REDUCING | _shadow.EXTREMAL and "axes" in eqn.params and not pointwise:
+        return _over_axes(eqn, floats[0], out)
+    if name == "dot_general":
+        return _contracted(eqn, floats[0], floats[1])
+    if name in _shadow.CUMULATIVE:
+        return _running(eqn, floats[0])
+    if name in ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"):
+        return _scattered(eqn, operands)
+    if pointwise and (name in _shadow.ELEMENTWISE or name in _POINTWISE):
+        by_size = name in _ADDING or name in ("max", "min")
+        return _worst([_element(v, shape, by_size) for v in floats])
+    parts = _worst([_whole(v, shape) for v in floats])
+    if name == "conv_general_dilated":
+        return dataclasses.replace(parts, size=_absolute(eqn, floats))
+    return parts
+
+
+_POINTWISE = frozenset(
+    "convert_element_type reduce_precision max min rem round floor ceil sign psum psum_invariant pmax pmin".split()
+)
+
+
+def _masked_max(x: Array, mask: Array, axes: Any = None) -> Array:
+    return jnp.max(jnp.where(mask, x, jnp.zeros_like(x)), axes, initial=0)
+
+
+def _spread(fields: Sequence[Array], shape: Any) -> Inherited:
+    return Inherited(*(x if jnp.shape(x) == shape else jnp.broadcast_to(x, shape) for x in fields))
+
+
+def _element(v: Origin, shape: Any, by_size: bool) -> tuple[Array, Inherited]:
+    weight = v.gap if by_size else v.lost
+    return jnp.broadcast_to(weight, shape), _spread([v.tag, v.lost, v.bad, jnp.isnan(v.working), jnp.abs(v.high)], shape)
+
+
+def _whole(v: Origin, shape: Any) -> tuple[Array, Inherited]:
+    """Every output depends on every element: the dominating one speaks for all."""
+    worst, most = jnp.max(v.gap, initial=0.0), jnp.max(jnp.where(v.bad, 0, jnp.abs(v.high)), initial=0.0)
+    bits = v.precision + jnp.log2(jnp.where(worst > 0, worst, 1.0) / jnp.where(most > 0, most, 1.0))
+    half = jnp.where(worst > 0, jnp.round(2 * jnp.clip(bits, 0, v.precision)), 0).astype(jnp.int32)
+    half = jnp.where(jnp.isinf(worst), _BORN, half)
+    tag = _masked_max(v.tag, (v.gap >= worst / 2) & (v.gap > 0) | (v.bad & (v.tag > 0)))
+    taken = _spread([tag, half, jnp.any(v.bad), jnp.any(jnp.isnan(v.working)), most], shape)
+    return taken.lost, taken
+
+
+def _worst(parts: list[tuple[Array, Inherited]]) -> Inherited:
+    """Of several operands, the one with the largest weight; what is non-finite and somebody's comes first."""
+    weight, best = parts[0]
+    for other_weight, other in parts[1:]:
+        born, other_born = best.lost == _BORN, other.lost == _BORN
+        take = jnp.where(born | other_born, other_born & (~born | (other.tag > best.tag)), other_weight > weight)
+        best = Inherited(
+            jnp.where(take, other.tag, best.tag),
+            jnp.where(take, other.lost, best.lost),
+            best.bad | other.bad,
+            best.nan | other.nan,
+            jnp.maximum(best.size, other.size),
+        )
+        weight = jnp.maximum(weight, other_weight)
+    return best
+
+
+def _dominating(v: Origin, weight: Array, axes: Any) -> Array:
+    """Where the error of an element dominates along `axes`; an infinity that is somebody's does."""
+    weight = jnp.where(v.bad & (v.tag > 0), jnp.inf, weight)
+    return (weight >= jnp.max(weight, axes, keepdims=True, initial=0.0) / 2) & (weight > 0)
+
+
+def _over_axes(eqn: Equation, v: Origin, out: Origin) -> Inherited:
+    axes = tuple(eqn.params["axes"])
+    gap = v.gap
+    if eqn.primitive.name in _shadow.EXTREMAL:
+        gap = jnp.where((v.working == jnp.expand_dims(out.working, axes)) | v.bad, gap, 0)
+    mask = _dominating(v, gap, axes)
+    return Inherited(
+        _masked_max(v.tag, mask, axes),
+        _masked_max(v.lost, mask, axes),
+        jnp.any(v.bad, axes),
+        jnp.any(jnp.isnan(v.working), axes),
+        jnp.sum(jnp.abs(v.high), axes),
+    )
+
+
+def _running(eqn: Equation, v: Origin) -> Inherited:
+    axis, reverse = eqn.params["axis"], eqn.params["reverse"]
+
+    def running(x: Array) -> Array:
+        return lax.cummax(x.astype(jnp.int32), axis, reverse)
+
+    return Inherited(
+        running(v.tag),
+        running(jnp.where(v.tag > 0, v.lost, 0)),
+        running(v.bad) > 0,
+        running(jnp.isnan(v.working)) > 0,
+        lax.cumsum(jnp.abs(v.high), axis, reverse),
+    )
+
+
+def _absolute(eqn: Equation, floats: Sequence[Origin]) -> Array:
+    """The same contraction of the operands' magnitudes, in float64."""
+    (size,) = _jaxpr.evaluate(
+        eqn,
+        [jnp.abs(jnp.where(jnp.isfinite(v.high), v.high, 0)) for v in floats],
+        preferred_element_type=np.dtype(np.float64),
+        precision=None,
+    )
+    return size
+
+
+def _contracted(eqn: Equation, a: Origin, b: Origin) -> Inherited:
+    """Rows of `a` against columns of `b`: each side hands down its row's (column's) dominating element."""
+    (ca, cb), (ba, bb) = eqn.params["dimension_numbers"]
+    free_a = [d for d in range(a.high.ndim) if d not in (*ca, *ba)]
+    free_b = [d for d in range(b.high.ndim) if d not in (*cb, *bb)]
+    mag_a, mag_b = (jnp.abs(jnp.where(jnp.isfinite(v.high), v.high, 0)) for v in (a, b))
+    # How much an element of `a` counts: its error times the largest element of `b` that it meets, and the reverse.
+    met_b, met_a = jnp.max(mag_b, free_b, initial=0.0), jnp.max(mag_a, free_a, initial=0.0)
+    order_b, order_a = _remaining([*bb, *cb], free_b), _remaining([*ba, *ca], free_a)
+    met_b = _placed(met_b, order_b, [*ba, *ca], a.high.ndim)
+    met_a = _placed(met_a, order_a, [*bb, *cb], b.high.ndim)
+
+    def side(v: Origin, met: Array, contracted: Sequence[int], batch: Sequence[int], first: bool):
+        counts = jnp.where(jnp.isinf(v.gap), jnp.inf, v.gap * met)
+        axes = tuple(contracted)
+        mask = _dominating(v, counts, axes)
+        fields = [
+            jnp.max(counts, axes, initial=0.0),
+            _masked_max(v.tag, mask, axes),
+            _masked_max(v.lost, mask, axes),
+            jnp.any(v.bad, axes),
+            jnp.any(jnp.isnan(v.working), axes),
+        ]
+        kept = [d for d in range(v.high.ndim) if d not in contracted]
+        free = [d for d in kept if d not in batch]
+        to_out = [kept.index(d) for d in (*batch, *free)]
+        other = len(free_b) if first else len(free_a)
+
+        def placed(x: Array) -> Array:
+            x = jnp.transpose(x, to_out)
+            at = len(batch) + (len(free) if first else 0)
+            return jnp.expand_dims(x, tuple(range(at, at + other)))
+
+        return [placed(x) for x in fields]
+
+    size = _absolute(eqn, (a, b))
+    parts = []
+    for weight, *rest in (side(a, met_b, ca, ba, True), side(b, met_a, cb, bb, False)):
+        rest = [jnp.broadcast_to(x, size.shape) for x in rest]
+        parts.append((jnp.broadcast_to(weight, size.shape), Inherited(*rest, size)))
+    return _worst(parts)
+
+
+def _remaining(dims: list[int], removed: list[int]) -> list[int]:
+    """The positions of `dims` once `removed` are reduced away."""
+    left = sorted(dims)
+    return [left.index(d) for d in dims]
+
+
+def _placed(x: Array, order: list[int], dims: list[int], ndim: int) -> Array:
+    """`x`, with its axes taken in `order`, broadcast along the dimensions `dims` of an array of rank `ndim`."""
+    x = jnp.transpose(x, order)
+    by_dim = sorted(range(len(dims)), key=lambda k: dims[k])
+    x = jnp.transpose(x, by_dim)
+    return jnp.expand_dims(x, tuple(d for d in range(ndim) if d not in dims))
+
+
+def _scattered(eqn: Equation, operands: Sequence[Origin]) -> Inherited:
+    base, places, updates = operands
+    options = {k: eqn.params[k] for k in ("indices_are_sorted", "unique_indices", "mode")}
+    put = lax.scatter if eqn.primitive.name == "scatter" else lax.scatter_max
+
+    def merged(f: Callable[[Origin], Array]) -> Array:
+        return put(f(base), places.working, f(updates), eqn.params["dimension_numbers"], **options)
+
+    return Inherited(
+        merged(lambda v: v.tag),
+        merged(lambda v: v.lost),
+        merged(lambda v: v.bad.astype(jnp.int32)) > 0,
+        merged(lambda v: jnp.isnan(v.working).astype(jnp.int32)) > 0,
+        merged(lambda v: jnp.abs(v.high)),
+    )
+
+
+# -------------------------------------------------------------------------------------------- what happened
+
+
+def happened(eqn: Equation, operands: Sequence[Origin], out: Origin, taken: Inherited) -> tuple[Array, Array]:
+    """The event at each output element, and the class of invalid operation that it is where it is one (int32)."""
+    name, w = eqn.primitive.name, out.working
+    size = jnp.abs(out.high)
+    lossy: Any = int(Event.AMPLIFICATION)
+    if name in _ADDING:
+        lossy = jnp.where(taken.size >= 8 * size, int(Event.CANCELLATION), int(Event.ABSORPTION))
+    floor = float(jnp.finfo(w.dtype).tiny) * (2.0**8 if name in _shadow.CONTRACTING and w.dtype != jnp.float16 else 1)
+    lossy = jnp.where((size < floor) & (size > 0), int(Event.UNDERFLOW), lossy)  # products are flushed before their sum
+
+    invalid: Any = int(Invalid.NEGATIVE)
+    if name == "div":
+        invalid = jnp.where(operands[1].working == 0, int(Invalid.ZERO_BY_ZERO), int(Invalid.INF_BY_INF))
+    elif name in _MULTIPLYING:
+        invalid = int(Invalid.ZERO_TIMES_INF)
+    elif name in _ADDING:
+        invalid = int(Invalid.INF_MINUS_INF)
+    invalid = jnp.where(jnp.isinf(w), int(Invalid.LOG_ZERO), invalid)
+    # Sums and products of finite numbers are only ever not finite by overflow.
+    overflowed = jnp.isinf(w) if name not in _ADDING and name not in _MULTIPLYING else out.bad
+    unborn = jnp.where(jnp.isinf(w), int(Event.POLE), int(Event.INVALID))
+    nonfinite = jnp.where(jnp.isfinite(out.high) & overflowed, int(Event.OVERFLOW), unborn)
+    return jnp.where(out.bad, nonfinite, lossy), jnp.broadcast_to(invalid, w.shape)
+
+
+# --------------------------------------------------------------------------------------------------- samples
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleArithmetic:
+    """The shadow walk that looks at the worst element of some equations: (path, event) in `events`."""
+
+    events: tuple[tuple[Path, int], ...]
+    precision: int
+
+    @property
+    def watched(self) -> frozenset[Path]:
+        return frozenset(path for path, _ in self.events)
+
+    def lift(self, x: Any) -> Shadow:
+        return _shadow.lift(x)
+
+    def plain(self, value: Shadow) -> Array:
+        return value.working
+
+    def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
+        working, highs = _shadow.shadowed(eqn, operands)
+        outs = [Shadow(w, h) for w, h in zip(working, highs)]
+        wanted = [event for p, event in self.events if p == path]
+        if not wanted:
+            return outs, None
+        origins = [_lifted(v, self.precision) for v in operands]
+        out = next(_lifted(o, self.precision) for o in outs if o.high is not None)
+        return outs, {event: sample(eqn, origins, out, event) for event in wanted}
+
+    def blank(self, path: Path, at: Path) -> Any:
+        none = {
+            "score": jnp.full((), -1, jnp.int32),
+            "iteration": jnp.full((), -1, jnp.int32),
+            "index": jnp.full((), -1, jnp.int32),
+            "out": jnp.full(2, jnp.nan),
+            "operands": jnp.full((2, 2), jnp.nan),
+        }
+        return {event: none for p, event in self.events if p == path}
+
+    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
+        return {event: self._fold(record[event], new[event], iteration) for event in record}
+
+    def _fold(self, record: Any, new: Any, iteration: Array) -> Any:
+        stamped = dict(new, iteration=iteration)
+        return jax.tree.map(lambda a, b: jnp.where(new["score"] > record["score"], b, a), record, stamped)
+
+
+def sample(eqn: Equation, operands: Sequence[Origin], out: Origin, event: int) -> dict[str, Array]:
+    """The element that an equation hurt most by an event: (working, true) of its output and of up to two operands.
+
+    score: half bits lost there (-1: none); index: of the element in the flattened output; iteration: of the innermost
+    loop around the equation; NaN stands for an operand that has no element of its own for the output's.
+    """
+    tag, shape = judged(eqn, operands, out, 1), jnp.shape(out.working)
+    score = jnp.where((tag & 15) == event, tag >> _LOSS, -1).ravel()
+    at = jnp.argmax(score).astype(jnp.int32)
+
+    def element(v: Origin) -> Array:
+        x = jnp.stack([_real(_shadow.widened(v.working)), _real(v.high)]).reshape(2, -1)
+        return x[:, at if v.working.shape == shape else 0]
+
+    shown = [v for v in operands if v.high is not None and jnp.shape(v.working) in ((), shape)][:2]
+    values = [element(v) for v in shown] + [jnp.full(2, jnp.nan)] * (2 - len(shown))
+    return {
+        "score": score[at],
+        "iteration": jnp.full((), -1, jnp.int32),
+        "index": at,
+        "out": element(out),
+        "operands": jnp.stack(values),
+    }
+
+
+def _real(x: Array) -> Array:
+    return jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x

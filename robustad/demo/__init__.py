@@ -1,0 +1,1 @@
+"""Small, realistic programs with a numerical fault, to try `robustad audit` on."""

@@ -1,0 +1,7 @@
+"""Diagnosis: where and why is a gradient wrong."""
+
+from robustad.diagnosis._arguments import AuditError as AuditError
+from robustad.diagnosis._audit import audit as audit
+from robustad.diagnosis._finding import Finding as Finding
+from robustad.diagnosis._report import LeafSummary as LeafSummary
+from robustad.diagnosis._report import Report as Report

@@ -1,0 +1,194 @@
+"""`audit`: where and why is this gradient wrong?"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustad import _jaxpr
+from robustad.arithmetic import _shadow
+from robustad.diagnosis import _causes
+from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost
+from robustad.diagnosis._arguments import Arguments, AuditError
+from robustad.diagnosis._blame import blame
+from robustad.diagnosis._finding import Finding
+from robustad.diagnosis._first_pass import Audited, gradient_program, shadow_program
+from robustad.diagnosis._report import Report, summary
+
+log = logging.getLogger("robustad")
+
+
+def audit(
+    f: Callable[..., Any],
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    threshold: float = 0.5,
+) -> Callable[..., Report]:
+    r"""Where, why and how badly is the gradient of `f` wrong?
+
+    Runs `jax.value_and_grad(f)` and, beside it and following its branches, the same program in float64, as one XLA
+    program. Where a gradient leaf is not finite or has lost too many bits, a second pass finds the statements to blame.
+
+    Args:
+        f: a function to a real floating scalar, as for `jax.grad`. Nothing in it needs to change. Arrays in its
+            arguments are traced; other leaves (Python ints, strings, functions) are passed as they are.
+        argnums: which positional arguments to differentiate: their floating leaves (flax nnx: the `Param`s;
+            equinox: the arrays).
+        has_aux: whether `f` returns (value, aux).
+        threshold: a leaf may lose this share of its precision p. Bits lost are
+            \(\mathrm{clip}(p + \log_2(\lVert g - g^* \rVert_2 / s), 0, p)\) with p = 24 in float32, 11 in float16, 8 in
+            bfloat16 (the narrowest dtype that the leaf's computation passes through) and s the norm of the reference, or,
+            for a structural zero, the size of the terms that its last reduction adds up.
+
+    Returns:
+        A function of `f`'s arguments that returns a `Report`. It may be called any number of times; it cannot be called
+        under `jax.jit` (audit the function, not a trace of it).
+
+    Raises:
+        AuditError: (a ValueError) on calling: `f` does not trace, is not a floating scalar, or has nothing to
+            differentiate; `argnums` is wrong; the inputs hold NaN that reaches the value or the gradient.
+
+    A leaf that is wholly in float64 has no reference yet: only non-finite values are found in it, and a note says so.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def loss(x):
+        ...     return jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0))
+        >>> report = audit(loss)(jnp.array([0.0, 4.0]))
+        >>> report.ok, report.findings[0].kind, report.findings[0].primitive
+        (False, 'zero-times-inf', 'sqrt')
+    """
+    if not callable(f):
+        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as audit(f)(*args).")
+    if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+        raise AuditError(f"`threshold` must be a share of the precision in (0, 1]; got {threshold!r}.")
+
+    def audited(*args: Any, **kwargs: Any) -> Report:
+        return _run(f, argnums, has_aux, float(threshold), args, kwargs)
+
+    audited.__name__ = f"audit({getattr(f, '__name__', type(f).__name__)})"
+    return audited
+
+
+def _run(f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+    started = time.perf_counter()
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+        raise AuditError("`audit` was called on traced arrays (under jit, grad or vmap). Call it outside, on arrays.")
+    log.info("tracing the gradient")
+    audited = gradient_program(f, argnums, has_aux, args, kwargs)
+    taken = audited.arguments
+    with jax.enable_x64(True):
+        log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
+        (value, *gradients), terms = shadow_program(audited)(*audited.operands)
+        leaves = [
+            accuracy(g.working, g.high, known, sum((terms[t.path] for t in known.terms), np.zeros(())))
+            for g, known in zip(gradients, audited.leaves)
+        ]
+        value_finite = bool(jnp.isfinite(value.working))
+        wrong: list[tuple[int, str, Accuracy | None, np.ndarray]] = [
+            (k + 1, name, leaf, leaf.failing(threshold))
+            for k, (name, leaf) in enumerate(zip(taken.names, leaves))
+            if leaf.failing(threshold).any()
+        ]
+        nonfinite = {name for _, name, leaf, _ in wrong if leaf and leaf.nonfinite}
+        if not value_finite:
+            wrong.insert(0, (0, "value", None, np.ones(1, bool)))
+            nonfinite.add("value")
+        if nonfinite:
+            _refuse_nan(taken)
+        bits = {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
+        found, notes = _causes.findings(audited, blame(audited, wrong), nonfinite, bits) if wrong else ([], [])
+    notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
+    return Report(
+        value=value.working,
+        gradient=taken.like([leaf.gradient for leaf in leaves]),
+        reference=taken.like([leaf.reference for leaf in leaves]),
+        bits_lost=taken.like([leaf.bits_lost for leaf in leaves]),
+        ok=not wrong,
+        findings=tuple(found),
+        notes=tuple(notes),
+        value_bits_lost=_value_bits(value, audited),
+        value_reference=float(value.high) if np.isfinite(value.high) and audited.value.precision else None,
+        function=getattr(f, "__name__", type(f).__name__),
+        threshold=threshold,
+        dtype=_dtype(audited),
+        equations=len(audited.flow.sites),
+        seconds=time.perf_counter() - started,
+        leaves=tuple(summary(name, leaf) for name, leaf in zip(taken.names, leaves)),
+    )
+
+
+def _value_bits(value: Any, audited: Audited) -> float | None:
+    if audited.value.precision is None or not np.isfinite(value.high):
+        return None
+    return bits_lost(np.asarray(value.working, np.float64), np.asarray(value.high), audited.value.precision)
+
+
+def _dtype(audited: Audited) -> str:
+    """The narrowest float dtype of the audit, by its short name."""
+    narrowest = min((leaf.precision or 53 for leaf in [*audited.leaves, audited.value]), default=53)
+    return {53: "f64", 24: "f32", 11: "f16", 8: "bf16"}.get(narrowest, f"{narrowest}-bit floats")
+
+
+def _refuse_nan(taken: Arguments) -> None:
+    for title, x in taken.inputs:
+        if _jaxpr.is_inexact(x) and (count := int(jnp.isnan(x).sum())):
+            raise AuditError(
+                f"the inputs hold NaN: {count} of {x.size} elements of a {x.dtype}{list(x.shape)} array in `{title}`, and "
+                "it reaches the value or the gradient. The program is not to blame: clean or mask that input, then audit."
+            )
+
+
+def _lost(audited: Audited) -> list[Finding]:
+    """A note for every statement where the shadow is lost on its way to a wanted output."""
+    wanted = audited.flow.equations(audited.flow.ancestors(node for out in audited.flow.outputs for node in out))
+    notes: dict[tuple[str, int, str], Finding] = {}
+    for site in audited.flow.sites.values():
+        if site.path not in wanted or _jaxpr.control(site.equation) or not _shadow.is_lost(site.equation):
+            continue
+        where, name = site.location, site.primitive
+        file, line = (where.file, where.line) if where else ("<unknown>", 0)
+        notes[file, line, name] = Finding(
+            kind="shadow-lost",
+            phase="backward" if site.transposed else "forward",
+            file=file,
+            line=line,
+            function=where.function if where else "",
+            primitive=name,
+            bits_lost=None,
+            reaches=(),
+            cause=f"`{name}` has no shadow rule: it was evaluated plainly, and its outputs count as exact from there on.",
+            remedy="errors made before this statement are not seen behind it; audit the parts on either side by themselves.",
+        )
+    return list(notes.values())
+
+
+def _unreferenced(audited: Audited, leaves: list[Accuracy]) -> list[Finding]:
+    """A note where leaves have no reference."""
+    named = list(zip(audited.arguments.names, leaves, audited.leaves))
+    in_f64 = tuple(name for name, _, known in named if known.precision is None)
+    undefined = tuple(name for name, leaf, known in named if known.precision is not None and leaf.reference is None)
+    notes = []
+    for names, cause, remedy in (
+        (
+            in_f64,
+            "these leaves are computed in float64, and the audit has no wider arithmetic yet: only non-finite values are "
+            "found in them.",
+            "audit the function in float32 to see where it loses accuracy.",
+        ),
+        (
+            undefined,
+            "the float64 run is not finite for these leaves either, so they have no reference to be compared with.",
+            "mend the non-finite values first, then audit again.",
+        ),
+    ):
+        if names:
+            notes.append(
+                Finding("reference-untrusted", "backward", "<unknown>", 0, "", "", None, names, cause, remedy)
+            )
+    return notes

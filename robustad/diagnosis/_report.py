@@ -1,0 +1,127 @@
+"""The audit's result: data, its JSON and its scalars. How it looks on a terminal is `_screen`'s."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from robustad.diagnosis._accuracy import Accuracy
+from robustad.diagnosis._finding import Finding
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafSummary:
+    """One gradient leaf in numbers; `bits_lost` has one entry, or one a slice where `sliced`."""
+
+    name: str
+    bits_lost: tuple[float, ...] | None
+    sliced: bool
+    precision: int | None
+    nonfinite: int
+    norm: float
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def worst(self) -> float | None:
+        return None if self.bits_lost is None else max(self.bits_lost)
+
+
+def summary(name: str, leaf: Accuracy) -> LeafSummary:
+    bits = None if leaf.bits_lost is None else tuple(float(b) for b in np.atleast_1d(leaf.bits_lost))
+    shape, dtype = tuple(np.shape(leaf.gradient)), str(leaf.gradient.dtype)
+    return LeafSummary(name, bits, leaf.slices is not None, leaf.precision, leaf.nonfinite, leaf.norm, shape, dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report:
+    """What `rad.audit` says of a gradient.
+
+    Attributes:
+        ok: value and gradient are finite, and no leaf, nor slice of a leaf that a scan runs over, loses more than
+            threshold * p bits, p being the precision of the narrowest float dtype that its computation passes through.
+        value: the working value, a scalar array.
+        gradient: the working gradient, a pytree as `jax.grad` gives it.
+        reference: the same in float64 (NumPy arrays); None where no reference is defined: the float64 run is not finite
+            there, or the leaf is wholly in float64 already.
+        bits_lost: the same pytree with a float a leaf, or an array of one entry a slice where a scan runs over the leaf's
+            first axis; None where there is no reference.
+        findings: one a cause, those behind ok = False.
+        notes: the rest: places where the shadow was lost, leaves without a reference, causes that do not decide.
+        value_bits_lost, value_reference: the same for the value.
+        function, threshold, precision, equations: what was audited, with the narrowest precision, and how large it is.
+        leaves: a `LeafSummary` of each gradient leaf, in order.
+    """
+
+    value: Any
+    gradient: Any
+    reference: Any
+    bits_lost: Any
+    ok: bool = dataclasses.field(metadata={"static": True})
+    findings: tuple[Finding, ...] = dataclasses.field(metadata={"static": True})
+    notes: tuple[Finding, ...] = dataclasses.field(metadata={"static": True})
+    value_bits_lost: float | None = dataclasses.field(metadata={"static": True})
+    value_reference: float | None = dataclasses.field(metadata={"static": True})
+    function: str = dataclasses.field(metadata={"static": True})
+    threshold: float = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+    equations: int = dataclasses.field(metadata={"static": True})
+    seconds: float = dataclasses.field(metadata={"static": True})
+    leaves: tuple[LeafSummary, ...] = dataclasses.field(metadata={"static": True})
+
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for a logger: ok (0 or 1), findings, the value's and every leaf's bits lost and norm.
+
+        A leaf that a scan runs over counts with its worst slice; leaves without a reference have no bits.
+        """
+        out = {"ok": float(self.ok), "findings": float(len(self.findings)), "value": float(self.value)}
+        if self.value_bits_lost is not None:
+            out["bits_lost/value"] = self.value_bits_lost
+        for leaf in self.leaves:
+            if leaf.worst is not None:
+                out[f"bits_lost/{leaf.name}"] = leaf.worst
+            out[f"norm/{leaf.name}"] = leaf.norm
+            out[f"nonfinite/{leaf.name}"] = float(leaf.nonfinite)
+        return out
+
+    def to_json(self, **options: Any) -> str:
+        """The report without its arrays, as strict JSON (non-finite numbers are the strings "nan", "inf", "-inf").
+
+        `options` are passed to `json.dumps`.
+        """
+        held = {
+            "function": self.function,
+            "ok": self.ok,
+            "threshold": self.threshold,
+            "dtype": self.dtype,
+            "value": _plain(float(self.value)),
+            "value_reference": _plain(self.value_reference),
+            "value_bits_lost": _plain(self.value_bits_lost),
+            "equations": self.equations,
+            "seconds": self.seconds,
+            "leaves": {leaf.name: _fields(leaf) for leaf in self.leaves},
+            "findings": [_fields(f) | {"source": f.source} for f in self.findings],
+            "notes": [_fields(f) | {"source": f.source} for f in self.notes],
+        }
+        return json.dumps(held, allow_nan=False, **options)
+
+    def __str__(self) -> str:
+        from robustad.diagnosis._screen import screen  # data apart from presentation
+
+        return "\n".join(line.text for line in screen(self))
+
+    __repr__ = __str__
+
+
+def _fields(x: Any) -> dict[str, Any]:
+    return {k: _plain(v) for k, v in dataclasses.asdict(x).items()}
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, float) and not math.isfinite(x):
+        return str(x)
+    return [_plain(v) for v in x] if isinstance(x, tuple) else x
