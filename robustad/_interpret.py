@@ -22,7 +22,8 @@ Records: TypeAlias = dict[Path, Any]
 
 
 class Arithmetic(Protocol, Generic[Value]):
-    """What a program is walked with. A `Value` is a pytree of arrays whose structure depends on the dtype alone."""
+    """What a program is walked with. A `Value` is a pytree of arrays, of the shape of the one that it
+    stands for, whose structure depends on the dtype alone."""
 
     watched: frozenset[Path]
 
@@ -60,6 +61,7 @@ def interpret(
         constant = _jaxpr.literal(atom)
         return env[atom] if constant is None else arithmetic.lift(constant)
 
+    last_use = _jaxpr.last_uses(program)
     records: Records = {}
     for i, eqn in enumerate(program.equations):
         here, ins = (*path, i), [read(atom) for atom in eqn.invars]
@@ -71,6 +73,8 @@ def interpret(
             if record is not None:
                 records[here] = record
         env.update(zip(eqn.outvars, outs, strict=True))
+        for var in last_use[i]:
+            del env[var]
     return [read(atom) for atom in program.outputs], records
 
 
@@ -109,18 +113,34 @@ def _while(arithmetic: Arithmetic[Value], loop: While, operands: list[Value], pa
     cond_consts, body_consts = operands[: loop.cond_consts], operands[loop.cond_consts : both]
     inside = [p for p in _watched(arithmetic, path) if p[len(path)] == 1]
 
+    batched = loop.cond.outputs[0].aval.ndim > 0
+
+    def proceeds(carry: list[Value]) -> Array:
+        (predicate,), _ = interpret(arithmetic, loop.cond, [*cond_consts, *carry], (*path, 0))
+        return arithmetic.plain(predicate)
+
     def keep_on(state: Any) -> Array:
-        (proceed,), _ = interpret(arithmetic, loop.cond, [*cond_consts, *state[1]], (*path, 0))
-        return arithmetic.plain(proceed)
+        return jnp.any(proceeds(state[1]))
 
     def step(state: Any) -> Any:
         i, carry, records = state
         outs, new = interpret(arithmetic, loop.body, [*body_consts, *carry], (*path, 1))
+        if batched:  # under vmap the loop runs on until the last example is done; the others keep their values
+            outs = _where(proceeds(carry), outs, carry)
         return i + 1, outs, {p: arithmetic.fold(p, path, records[p], new[p], i) for p in inside}
 
     blank = {p: arithmetic.blank(p, path) for p in inside}
     _, carry, records = lax.while_loop(keep_on, step, (jnp.zeros((), jnp.int32), operands[both:], blank))
     return carry, records | {p: arithmetic.blank(p, path) for p in _watched(arithmetic, path) if p not in records}
+
+
+def _where(predicate: Array, new: list[Value], old: list[Value]) -> list[Value]:
+    """For each example of a batch (the predicate's axes, the first ones of the values) its new or its old values."""
+
+    def pick(a: Array, b: Array) -> Array:
+        return lax.select(lax.broadcast_in_dim(predicate, a.shape, range(predicate.ndim)), a, b)
+
+    return jax.tree.map(pick, new, old)
 
 
 def _cond(arithmetic: Arithmetic[Value], cond: Cond, operands: list[Value], path: Path):
@@ -145,14 +165,15 @@ def _shard_map(arithmetic: Arithmetic[Value], mapped: ShardMap, operands: list[V
         outs, records = interpret(arithmetic, mapped.body, values, (*path, 0))
         return outs, jax.tree.map(lambda r: r[None], records)
 
-    outs, gathered = jax.shard_map(
+    run = jax.shard_map(
         shard,
         mesh=mapped.mesh,
         in_specs=mapped.in_specs,
         out_specs=(list(mapped.out_specs), everywhere),
         axis_names=set(mapped.axis_names),
         check_vma=False,
-    )(*operands)
+    )
+    outs, gathered = jax.jit(run)(*operands)  # outside jit, a shard_map goes through its body primitive by primitive
     records: Records = {}
     for p, stacked in gathered.items():
         records[p] = arithmetic.blank(p, path)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.core
 import jax.extend  # not imported by `import jax`
 import jax.numpy as jnp
 import numpy as np
@@ -50,9 +51,30 @@ def trace(f: Callable[..., Any], *args: Any) -> tuple[Body, Any]:
     return body(jaxpr), shapes
 
 
+def aval(atom: Any) -> Any:
+    """The shape and dtype of a variable or literal."""
+    return atom.aval
+
+
+def is_traced(x: Any) -> bool:
+    """Whether an array stands for one in a program that is being traced."""
+    return isinstance(x, jax.core.Tracer)
+
+
 def literal(atom: Any) -> np.ndarray | None:
     """The value of an atom that is a literal, in the dtype that the program gives it; None for a variable."""
-    return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else None
+    return np.asarray(atom.val, aval(atom).dtype) if isinstance(atom, Literal) else None
+
+
+def last_uses(program: Body) -> list[list[Any]]:
+    """For each equation, the variables that nothing after it uses."""
+    used: set[Any] = {atom for atom in program.outputs if not isinstance(atom, Literal)}
+    last: list[list[Any]] = []
+    for eqn in reversed(program.equations):
+        held = dict.fromkeys(a for a in (*eqn.invars, *eqn.outvars) if not isinstance(a, Literal))
+        last.append([var for var in held if var not in used])
+        used.update(held)
+    return last[::-1]
 
 
 def is_inexact(atom_or_array: Any) -> bool:
@@ -124,6 +146,8 @@ _CALLS = {  # primitive: the parameter that holds its body
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
     "custom_vmap_call": "call",
+    "custom_partitioning": "call",
+    "remat_opt": "fwd_jaxpr",
     "linear_call": "callee",
     "composite": "jaxpr",
     "eval_jaxpr": "jaxpr",
@@ -179,8 +203,20 @@ def bodies(inner: Control) -> tuple[Body, ...]:
 # ---------------------------------------------------------------------------------------------- evaluation
 
 
+# A shard_map is walked unchecked (see `_interpret`): what the checked mode's own primitives mean there.
+_UNCHECKED: dict[str, Callable[..., Array]] = {
+    "pvary": lambda x, axes: x,
+    "psum_invariant": lambda x, axes: jax.lax.psum(x, axes),
+    "all_gather_invariant": lambda x, all_gather_dimension, axis_name, axis_size, tiled: jax.lax.all_gather(
+        x, axis_name, axis=all_gather_dimension, tiled=tiled
+    ),
+}
+
+
 def evaluate(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array]:
     """The outputs of one equation on plain arrays, with some of its parameters `changed`."""
+    if unchecked := _UNCHECKED.get(eqn.primitive.name):
+        return [unchecked(*operands, **eqn.params)]
     params = eqn.primitive.get_bind_params(dict(eqn.params) | changed)
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*operands, **params)
@@ -227,7 +263,7 @@ _PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _DEMO = os.path.join(_PACKAGE, "demo", "")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def is_users(file: str) -> bool:
     """Whether a file is the user's: not an installed package's, the standard library's or robustad's (its demo is)."""
     if file.startswith(_DEMO):
@@ -286,3 +322,26 @@ def _sites(
             within = (*loops, here) if isinstance(inner, Scan | While) else loops
             for k, nested in enumerate(bodies(inner)):
                 yield from _sites(nested, (*here, k), site.location, site.transposed, within)
+
+
+def backward_rules(program: Body) -> Iterator[tuple[Location | None, Body]]:
+    """(the statement that calls it, its program) of every `jax.custom_vjp` backward rule in a program not differentiated.
+
+    JAX gives the equations that a rule makes the location of the call; traced by itself, the rule has its own. A rule
+    that cannot be traced by itself is left out.
+    """
+    for site in sites(program):
+        params = site.equation.params
+        if site.primitive != "custom_vjp_call" or "out_trees" not in params:
+            continue
+        try:
+            forward = params["fwd_jaxpr_thunk"].call_wrapped(*[False] * len(site.equation.invars))
+            out_tree, residual_tree, forwarded = params["out_trees"]()
+            made = iter(v.aval for v in body(forward[0]).outputs)
+            avals = [site.equation.invars[i].aval if i is not None else next(made) for i in forwarded]
+            residuals = residual_tree.unflatten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
+            cotangents = [jax.ShapeDtypeStruct(aval(v).shape, aval(v).dtype) for v in site.equation.outvars]
+            rule, _ = trace(params["bwd"].f, residuals, out_tree.unflatten(cotangents))
+        except Exception:  # an internal protocol: whatever it says, the call's location remains
+            continue
+        yield site.location, rule

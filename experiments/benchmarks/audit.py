@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -99,7 +100,7 @@ def convolution() -> tuple[Loss, Args]:
         return jax.random.normal(next(keys), shape, jnp.float32) * (2 / fan_in) ** 0.5
 
     params = {
-        "filters": [weights(3, 3, into, out) for into, out in zip(channels, channels[1:], strict=False)],
+        "filters": [weights(3, 3, into, out) for into, out in itertools.pairwise(channels)],
         "biases": [jnp.zeros(out, jnp.float32) for out in channels[1:]],
         "dense": weights(8 * 8 * channels[-1], classes),
     }

@@ -7,16 +7,15 @@ error. Where an output is right again (a compensation, a masked infinity) its ta
 origin of uninitialised memory in the same way (Stepanov and Serebryany, CGO 2015); Herbgrind (Sanchez-Stern et al., PLDI
 2018) follows influences of floating-point error.
 
-Bits lost of an element: \(\mathrm{clip}(p + \log_2(|x - x^*| / |x^*|), 0, p)\), for a precision p given.
+Bits lost of an element: \(\mathrm{clip}(p + \log_2|x - x^*| - \log_2|x^*|, 0, p)\) for a given precision p, with
+the logarithms rounded down to exponents.
 
 A tag is one int32, so that the maximum of two tags is the one with the larger loss:
 
-    bits 24-30  loss, in half bits (127: a non-finite value was born)
+    bits 24-30  bits lost (127: a non-finite value was born)
     bits  7-23  number of the equation, from 1
     bits  4-6   the invalid operation that made a NaN, or 0
     bits  0-3   what happened (`Event`)
-
-The losses of elements are counted in half bits too: the tracking is integer arithmetic but for one logarithm a value.
 """
 
 import dataclasses
@@ -46,6 +45,7 @@ class Event(enum.IntEnum):
     AMPLIFICATION = 5
     POLE = 6
     INVALID = 7
+    OUT_OF_BOUNDS = 8
 
 
 class Invalid(enum.IntEnum):
@@ -66,6 +66,7 @@ MOST_SITES = 2**17 - 1
 _ADDING = frozenset(
     "add add_any sub reduce_sum psum psum_invariant reduce_scatter cumsum scatter-add scatter-sub".split()
 ) | {"dot_general", "conv_general_dilated", "ragged_dot_general", "reduce_window_sum", "select_and_scatter_add"}
+_EXTREMAL = frozenset({"reduce_max", "reduce_min"})
 _MULTIPLYING = frozenset({"mul", "dot_general", "conv_general_dilated", "reduce_prod", "cumprod", "integer_pow"})
 
 
@@ -92,22 +93,24 @@ class Origin:
     def gap(self) -> Array:
         """|x - x*|, 0 where equal (infinities too), infinite where it is not a number."""
         w, s = _shadow.widened(self.working), self.high
-        gap = jnp.where(w == s, 0.0, jnp.abs(w - s))
-        return jnp.where(jnp.isnan(gap), jnp.inf, gap)
+        gap = lax.abs(w - s)
+        return jnp.where(w == s, 0.0, jnp.where(gap == gap, gap, jnp.inf))
 
     @functools.cached_property
     def lost(self) -> Array:
-        """Half bits lost, int32; 127 where a non-finite value is nobody's mask."""
-        size = jnp.abs(self.high)
-        # 0/0 (equal zeros) and inf/inf (equal infinities) count as no loss; x/0 as a total one.
-        half = 2 * (self.precision + jnp.log2((self.gap / size).astype(jnp.float32)))
-        half = jnp.clip(jnp.where(self.gap == 0, 0.0, half), 0, 2 * self.precision)
-        half = jnp.where(jnp.isnan(half), 2 * self.precision, jnp.round(half)).astype(jnp.int32)
-        return jnp.where(self.bad & ((self.gap != 0) | (self.tag > 0)), _BORN, half)
+        """Bits lost, int32; `_BORN` where a non-finite value is nobody's mask."""
+        wrong = self.gap != 0
+        bits = jnp.where(wrong, _fewer(self.gap, lax.abs(self.high), self.precision), 0)
+        return jnp.where(self.bad & (wrong | (self.tag > 0)), _BORN, bits)
 
-    @functools.cached_property
-    def bad_tag(self) -> Array:
-        return jnp.where(self.bad, self.tag, 0)
+
+def _fewer(gap: Array, size: Array, precision: int) -> Array:
+    """clip(p + log2(gap / size), 0, p) of float64s > 0, int32, the logarithms rounded down: shifts are cheap."""
+
+    def exponent(x: Array) -> Array:
+        return lax.shift_right_logical(lax.bitcast_convert_type(x, np.int64), np.int64(52)).astype(jnp.int32)
+
+    return jnp.clip(precision + exponent(gap) - exponent(size), 0, precision)
 
 
 def decode(tag: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -123,7 +126,7 @@ class Inherited:
     tag: Array
     """of the operand element with the dominating error"""
     lost: Array
-    """by that element, in half bits"""
+    """by that element, in bits"""
     bad: Array
     """whether some operand element is not finite"""
     nan: Array
@@ -153,17 +156,46 @@ class OriginArithmetic:
         raise NotImplementedError("origins are tracked without records")
 
     def equation(self, eqn: Equation, operands: Sequence[Origin], path: Path) -> tuple[list[Origin], None]:
-        working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
-        outs = [_lifted(Shadow(w, h), self.precision) for w, h in zip(working, highs)]
-        if all(v.high is None for v in operands) or all(o.high is None for o in outs):
-            return outs, None
-        tags = _moved(eqn, operands)
-        if tags is None:
-            site = self.numbers[path]
-            tags = [o.tag if o.high is None else judged(eqn, operands, o, site) for o in outs]
-        # XLA would fuse a value's whole history into each of its uses, and take minutes to compile it.
-        held = lax.optimization_barrier([(o.working, o.high, t) for o, t in zip(outs, tags)])
-        return [Origin(w, h, t, self.precision) for w, h, t in held], None
+        site = lax.add(
+            np.int32(self.numbers[path]), np.int32(0)
+        )  # a tracer inside a loop, where no options are allowed
+        step = _traced_step if _jaxpr.is_traced(site) else _single_step
+        return step(_Recipe(eqn), list(operands), site, self.precision), None
+
+
+class _Recipe:
+    """An equation without its place: two that compute alike are equal, and are compiled once."""
+
+    def __init__(self, eqn: Equation):
+        self.eqn = eqn
+        params = ((k, id(v) if isinstance(v, np.ndarray) else str(v)) for k, v in sorted(eqn.params.items()))
+        self.key = (eqn.primitive, *params, *(str(v.aval) for v in eqn.outvars))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Recipe) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _step(recipe: _Recipe, operands: list[Origin], site: Array, precision: int) -> list[Origin]:
+    """The outputs of one equation, with their tags."""
+    eqn = recipe.eqn
+    working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
+    outs = [_lifted(Shadow(w, h), precision) for w, h in zip(working, highs)]
+    if all(v.high is None for v in operands) or all(o.high is None for o in outs):
+        return outs
+    tags = _moved(eqn, operands, outs, site)
+    if tags is None:
+        tags = [o.tag if o.high is None else judged(eqn, operands, o, site) for o in outs]
+    # XLA would fuse a value's whole history into each of its uses, and take minutes to compile it.
+    held = lax.optimization_barrier([(o.working, o.high, t) for o, t in zip(outs, tags)])
+    return [Origin(w, h, t, precision) for w, h, t in held]
+
+
+_traced_step = jax.jit(_step, static_argnums=(0, 3))
+# Run once or a few times: compiled quickly rather than well.
+_single_step = jax.jit(_step, static_argnums=(0, 3), compiler_options={"xla_backend_optimization_level": 0})
 
 
 def _lifted(value: Shadow, precision: int) -> Origin:
@@ -171,11 +203,16 @@ def _lifted(value: Shadow, precision: int) -> Origin:
     return Origin(value.working, value.high, tag, precision)
 
 
-def _moved(eqn: Equation, operands: Sequence[Origin]) -> list[Array | None] | None:
+def _moved(
+    eqn: Equation, operands: Sequence[Origin], outs: Sequence[Origin], site: Array
+) -> Sequence[Array | None] | None:
     """The tags of outputs that are operands moved; None for a primitive that computes."""
+    if eqn.primitive.name == "gather":
+        (tag,) = _jaxpr.evaluate(eqn, [operands[0].tag, operands[1].working], fill_value=0)
+        out_of_bounds = jnp.isnan(outs[0].working) & (tag == 0)  # what it fills with
+        return [jnp.where(out_of_bounds, (_BORN << _LOSS) | (site << _SITE) | int(Event.OUT_OF_BOUNDS), tag)]
     if eqn.primitive.name in _shadow.MOVING:
-        moved = _jaxpr.evaluate(eqn, [v.working if v.tag is None else v.tag for v in operands])
-        return [jnp.maximum(t, 0) for t in moved]  # a gather out of bounds fills with the least integer
+        return _jaxpr.evaluate(eqn, [v.working if v.tag is None else v.tag for v in operands])
     if eqn.primitive.name == "sort":
         axis = eqn.params["dimension"]
         places = lax.broadcasted_iota(jnp.int32, operands[0].working.shape, axis)
@@ -184,7 +221,7 @@ def _moved(eqn: Equation, operands: Sequence[Origin]) -> list[Array | None] | No
     return None
 
 
-def judged(eqn: Equation, operands: Sequence[Origin], out: Origin, site: int) -> Array:
+def judged(eqn: Equation, operands: Sequence[Origin], out: Origin, site: Array | int) -> Array:
     """The tags of an output: inherited, or this equation's own where it lost more."""
     taken = inherit(eqn, operands, out)
     w = out.working
@@ -192,7 +229,7 @@ def judged(eqn: Equation, operands: Sequence[Origin], out: Origin, site: int) ->
     nobodys = out.bad & (out.gap == 0) & taken.bad & (taken.lost != _BORN)
     lost = jnp.where(out.bad, jnp.where(nobodys, 0, _BORN), out.lost)
     # An operand badly wrong already (a probability that has underflowed) is to blame for the infinity it becomes.
-    own = jnp.where(out.bad & (taken.lost >= out.precision) & (taken.tag > 0), 0, lost - taken.lost)
+    own = jnp.where(out.bad & (2 * taken.lost >= out.precision) & (taken.tag > 0), 0, lost - taken.lost)
     event, invalid = happened(eqn, operands, out, taken)
     # What an equation loses at every step of a loop adds up.
     before = jnp.where((taken.tag >> _SITE) & MOST_SITES == site, taken.tag >> _LOSS, 0)
@@ -215,7 +252,7 @@ def inherit(eqn: Equation, operands: Sequence[Origin], out: Origin) -> Inherited
     floats = [v for v in operands if v.high is not None]
     shape = jnp.shape(out.working)
     pointwise = all(jnp.shape(v.working) in ((), shape) for v in floats)
-    if name in _shadow.REDUCING | _shadow.EXTREMAL and "axes" in eqn.params and not pointwise:
+    if name in _shadow.REDUCING | _EXTREMAL and "axes" in eqn.params and not pointwise:
         return _over_axes(eqn, floats[0], out)
     if name == "dot_general":
         return _contracted(eqn, floats[0], floats[1])
@@ -247,17 +284,17 @@ def _spread(fields: Sequence[Array], shape: Any) -> Inherited:
 
 def _element(v: Origin, shape: Any, by_size: bool) -> tuple[Array, Inherited]:
     weight = v.gap if by_size else v.lost
-    return jnp.broadcast_to(weight, shape), _spread([v.tag, v.lost, v.bad, jnp.isnan(v.working), jnp.abs(v.high)], shape)
+    return jnp.broadcast_to(weight, shape), _spread(
+        [v.tag, v.lost, v.bad, jnp.isnan(v.working), jnp.abs(v.high)], shape
+    )
 
 
 def _whole(v: Origin, shape: Any) -> tuple[Array, Inherited]:
     """Every output depends on every element: the dominating one speaks for all."""
-    worst, most = jnp.max(v.gap, initial=0.0), jnp.max(jnp.where(v.bad, 0, jnp.abs(v.high)), initial=0.0)
-    bits = v.precision + jnp.log2(jnp.where(worst > 0, worst, 1.0) / jnp.where(most > 0, most, 1.0))
-    half = jnp.where(worst > 0, jnp.round(2 * jnp.clip(bits, 0, v.precision)), 0).astype(jnp.int32)
-    half = jnp.where(jnp.isinf(worst), _BORN, half)
+    worst, most = jnp.max(v.gap, initial=0.0), jnp.max(jnp.where(v.bad, 0, lax.abs(v.high)), initial=0.0)
+    bits = jnp.where(jnp.isinf(worst), _BORN, jnp.where(worst > 0, _fewer(worst, most, v.precision), 0))
     tag = _masked_max(v.tag, (v.gap >= worst / 2) & (v.gap > 0) | (v.bad & (v.tag > 0)))
-    taken = _spread([tag, half, jnp.any(v.bad), jnp.any(jnp.isnan(v.working)), most], shape)
+    taken = _spread([tag, bits, jnp.any(v.bad), jnp.any(jnp.isnan(v.working)), most], shape)
     return taken.lost, taken
 
 
@@ -287,7 +324,7 @@ def _dominating(v: Origin, weight: Array, axes: Any) -> Array:
 def _over_axes(eqn: Equation, v: Origin, out: Origin) -> Inherited:
     axes = tuple(eqn.params["axes"])
     gap = v.gap
-    if eqn.primitive.name in _shadow.EXTREMAL:
+    if eqn.primitive.name in _EXTREMAL:
         gap = jnp.where((v.working == jnp.expand_dims(out.working, axes)) | v.bad, gap, 0)
     mask = _dominating(v, gap, axes)
     return Inherited(
@@ -363,8 +400,7 @@ def _contracted(eqn: Equation, a: Origin, b: Origin) -> Inherited:
     size = _absolute(eqn, (a, b))
     parts = []
     for weight, *rest in (side(a, met_b, ca, ba, True), side(b, met_a, cb, bb, False)):
-        rest = [jnp.broadcast_to(x, size.shape) for x in rest]
-        parts.append((jnp.broadcast_to(weight, size.shape), Inherited(*rest, size)))
+        parts.append((jnp.broadcast_to(weight, size.shape), _spread([*rest, size], size.shape)))
     return _worst(parts)
 
 
@@ -478,7 +514,7 @@ class SampleArithmetic:
 def sample(eqn: Equation, operands: Sequence[Origin], out: Origin, event: int) -> dict[str, Array]:
     """The element that an equation hurt most by an event: (working, true) of its output and of up to two operands.
 
-    score: half bits lost there (-1: none); index: of the element in the flattened output; iteration: of the innermost
+    score: bits lost there (-1: none); index: of the element in the flattened output; iteration: of the innermost
     loop around the equation; NaN stands for an operand that has no element of its own for the output's.
     """
     tag, shape = judged(eqn, operands, out, 1), jnp.shape(out.working)

@@ -83,18 +83,17 @@ def _same(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array], *
 
 
 ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt clamp complex conj cos cosh
-    digamma div erf erf_inv erfc exp exp2 expm1 igamma igamma_grad_a igammac imag integer_pow lgamma log log1p log2
-    logistic mul neg one_minus_square polygamma pow random_gamma_grad real regularized_incomplete_beta rsqrt sin sinh
-    sqrt square sub tan tanh zeta""".split()
+    """abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt complex conj cos cosh digamma
+    div erf erf_inv erfc exp exp2 expm1 igamma igamma_grad_a igammac imag integer_pow lgamma log log1p log2 logistic
+    mul neg one_minus_square polygamma polynomial pow real regularized_incomplete_beta rsqrt sin sinh sqrt square sub
+    tan tanh zeta""".split()
 )
 """Smooth where defined; operands are of the output's shape or scalar."""
 
 MOVING = frozenset(
-    """all_gather all_gather_invariant all_to_all broadcast_in_dim concatenate copy copy_p device_put dynamic_slice
-    dynamic_update_slice expand_dims gather layout_constraint mesh_cast name optimization_barrier pad pbroadcast
-    ppermute pvary reshape reshard rev select_n sharding_constraint slice split squeeze stack stop_gradient tile
-    transpose unstack""".split()
+    """all_gather all_gather_invariant all_to_all broadcast_in_dim concatenate copy device_put dynamic_slice
+    dynamic_update_slice gather layout_constraint name optimization_barrier pad pbroadcast ppermute pvary reshape
+    reshard rev select_n sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack""".split()
 )
 """Data moves and is not changed."""
 
@@ -104,11 +103,11 @@ CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 CONTRACTING = frozenset("dot_general conv_general_dilated ragged_dot_general".split())
 WINDOWED = frozenset("reduce_window_sum reduce_window_max reduce_window_min".split())
 FACTORING = frozenset(
-    """cholesky cholesky_update fft geqrf householder_product ormqr symmetric_product triangular_solve
-    tridiagonal_solve""".split()
+    """cholesky cholesky_update fft geqrf hessenberg householder_product ormqr symmetric_product triangular_solve
+    tridiagonal tridiagonal_solve""".split()
 )
 
-rule(*ELEMENTWISE, *MOVING, *REDUCING, *EXTREMAL, *CUMULATIVE, *CONTRACTING, *WINDOWED, *FACTORING)(_same)
+rule("pmax", "pmin", *ELEMENTWISE, *MOVING, *REDUCING, *CUMULATIVE, *CONTRACTING, *WINDOWED, *FACTORING)(_same)
 
 
 # ---------------------------------------------------------------------- primitives that decide or round: follow
@@ -144,6 +143,24 @@ def _extremum(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array
     first = a.working > b.working if eqn.primitive.name == "max" else a.working < b.working
     taken = jnp.where(first | (a.working != a.working), high(a), high(b))
     return [jnp.where(a.working == b.working, _jaxpr.evaluate(eqn, [high(a), high(b)])[0], taken)]
+
+
+@rule("clamp")
+def _clamped(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> list[Array | None]:
+    """The operand that the working program took."""
+    low, x, top = operands
+    inside = jnp.where(x.working > top.working, high(top), high(x))
+    return [jnp.where(x.working < low.working, high(low), inside)]
+
+
+@rule("reduce_max", "reduce_min")
+def _extreme(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> list[Array | None]:
+    """Among the elements that the working program took; among all where it took none, having met a NaN."""
+    (value,), axes = operands, eqn.params["axes"]
+    taken = value.working == lax.expand_dims(working[0], axes)
+    beyond = -jnp.inf if eqn.primitive.name == "reduce_max" else jnp.inf
+    kept = taken | ~jnp.any(taken, axes, keepdims=True)
+    return list(_jaxpr.evaluate(eqn, [jnp.where(kept, high(value), beyond)]))
 
 
 @rule("rem")
@@ -229,9 +246,42 @@ def _svd(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) ->
 def _lu(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> list[Array | None]:
     """The factors of the matrix with its rows in the order that the working program pivoted them to."""
     order = working[2]
-    rows = jnp.take_along_axis(operands[0].high, order[..., None], -2)
-    factors, *_ = _jaxpr.evaluate(eqn, [rows])
-    return [factors, None, None]
+    return [_eliminated(jnp.take_along_axis(high(operands[0]), order[..., None], -2)), None, None]
+
+
+def _eliminated(matrix: Array) -> Array:
+    """L and U, packed, by elimination without pivoting."""
+    rows, columns = (lax.broadcasted_iota(np.int32, matrix.shape, matrix.ndim - k) for k in (2, 1))
+
+    def step(k: Array, a: Array) -> Array:
+        row, column = lax.dynamic_index_in_dim(a, k, -2), lax.dynamic_index_in_dim(a, k, -1)
+        pivot = lax.dynamic_index_in_dim(row, k, -1)
+        factor = jnp.where(pivot == 0, column, column / pivot)
+        below = jnp.where(columns > k, a - factor * row, jnp.where(columns == k, factor, a))
+        return jnp.where(rows > k, below, a)
+
+    return lax.fori_loop(0, min(matrix.shape[-2:]), step, matrix)
+
+
+@rule("qr")
+def _qr(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> list[Array | None]:
+    """With its columns in the order that the working program pivoted them to, and the signs that it gave to Q's."""
+    matrix, pivots = high(operands[0]), working[2:]
+    if pivots:
+        matrix = jnp.take_along_axis(matrix, pivots[0][..., None, :], -1)
+    q, r = _jaxpr.evaluate(eqn, [matrix], pivoting=False)
+    sign = _aligned(q, _jaxpr.widen(working[0], q.dtype), -2)
+    return [q * sign, jnp.conj(jnp.swapaxes(sign, -1, -2)) * r, *(None for _ in pivots)]
+
+
+@rule("eig")
+def _eig(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> list[Array | None]:
+    """Beside each working eigenvalue the nearest one, beside its vectors that one's, in the same phase."""
+    values, *vectors = _jaxpr.evaluate(eqn, [high(operands[0])])
+    near, *like = (_jaxpr.widen(w, values.dtype) for w in working)
+    order = jnp.argmin(jnp.abs(near[..., :, None] - values[..., None, :]), -1)
+    taken = [jnp.take_along_axis(v, order[..., None, :], -1) for v in vectors]
+    return [jnp.take_along_axis(values, order, -1), *(v * _aligned(v, w, -2) for v, w in zip(taken, like))]
 
 
 # ---------------------------------------------------------------------------------------------- the arithmetic

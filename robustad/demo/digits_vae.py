@@ -40,7 +40,7 @@ def digits() -> Array:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("this demo needs scikit-learn: pip install robustad[experiments]") from error
-    return jnp.asarray(load_digits().data, jnp.int32)
+    return jnp.asarray(load_digits(return_X_y=True)[0], jnp.int32)
 
 
 def init(key: Array) -> Params:
@@ -128,7 +128,8 @@ def train(objective: Objective = loss, seed: int = 0, steps: int = 400) -> Momen
     params = init(jax.random.key(seed))
     state = adam.init(params)
     for step in range(steps):
-        moment = Moment(params, *draw(step), step)
+        batch, noise = draw(step)
+        moment = Moment(params, batch, noise, step)
         params, state, finite = descend(params, state, moment.batch, moment.key)
         if not finite:
             return moment

@@ -38,7 +38,8 @@ class Accuracy:
         bad = ~finite.reshape(self.slices or 1, -1).all(1)
         if self.bits_lost is None or self.precision is None:
             return bad
-        return bad | (np.atleast_1d(self.bits_lost) > threshold * self.precision)
+        lossy = np.atleast_1d(self.bits_lost) > threshold * self.precision
+        return np.asarray(bad | lossy)
 
 
 def wide(x: Any) -> type:

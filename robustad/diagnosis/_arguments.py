@@ -170,7 +170,11 @@ def _argnums(argnums: Any, n: int) -> tuple[int, ...]:
 
 def _titles(f: Callable[..., Any], n: int) -> list[str]:
     try:
-        names = [p.name for p in inspect.signature(f).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = [
+            p.name
+            for p in inspect.signature(f).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
     except (TypeError, ValueError):
         names = []
     return [names[i] if i < len(names) else f"args[{i}]" for i in range(n)]

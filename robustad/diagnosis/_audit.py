@@ -75,9 +75,11 @@ def audit(
     return audited
 
 
-def _run(f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Report:
+def _run(
+    f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Report:
     started = time.perf_counter()
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+    if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
         raise AuditError("`audit` was called on traced arrays (under jit, grad or vmap). Call it outside, on arrays.")
     log.info("tracing the gradient")
     audited = gradient_program(f, argnums, has_aux, args, kwargs)
@@ -103,6 +105,8 @@ def _run(f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any,
             _refuse_nan(taken)
         bits = {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
         found, notes = _causes.findings(audited, blame(audited, wrong), nonfinite, bits) if wrong else ([], [])
+    reference = float(np.asarray(value.high)) if audited.value.precision else None
+    reference = reference if reference is not None and np.isfinite(reference) else None
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
     return Report(
         value=value.working,
@@ -112,8 +116,8 @@ def _run(f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any,
         ok=not wrong,
         findings=tuple(found),
         notes=tuple(notes),
-        value_bits_lost=_value_bits(value, audited),
-        value_reference=float(value.high) if np.isfinite(value.high) and audited.value.precision else None,
+        value_bits_lost=_value_bits(value.working, reference, audited),
+        value_reference=reference,
         function=getattr(f, "__name__", type(f).__name__),
         threshold=threshold,
         dtype=_dtype(audited),
@@ -123,10 +127,10 @@ def _run(f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any,
     )
 
 
-def _value_bits(value: Any, audited: Audited) -> float | None:
-    if audited.value.precision is None or not np.isfinite(value.high):
+def _value_bits(value: jax.Array, reference: float | None, audited: Audited) -> float | None:
+    if reference is None or audited.value.precision is None:
         return None
-    return bits_lost(np.asarray(value.working, np.float64), np.asarray(value.high), audited.value.precision)
+    return bits_lost(np.asarray(value, np.float64), np.asarray(reference), audited.value.precision)
 
 
 def _dtype(audited: Audited) -> str:
@@ -188,7 +192,5 @@ def _unreferenced(audited: Audited, leaves: list[Accuracy]) -> list[Finding]:
         ),
     ):
         if names:
-            notes.append(
-                Finding("reference-untrusted", "backward", "<unknown>", 0, "", "", None, names, cause, remedy)
-            )
+            notes.append(Finding("reference-untrusted", "backward", "<unknown>", 0, "", "", None, names, cause, remedy))
     return notes

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from robustad import _jaxpr
-from robustad._jaxpr import Site
+from robustad._jaxpr import Path, Site
 from robustad.arithmetic._origin import Event, Invalid, OriginArithmetic, SampleArithmetic, decode
+from robustad.arithmetic._shadow import MOVING
 from robustad.diagnosis._accuracy import Accuracy, norm, wide
 from robustad.diagnosis._first_pass import Audited
 
@@ -28,7 +29,8 @@ DECISIVE = 0.25
 class Blamed:
     """An equation, what happened there, and the share of each output's error that comes from it.
 
-    sample: the worst element that it hurt (see `robustad.arithmetic._origin.sample`).
+    sample: the worst element that it hurt (see `robustad.arithmetic._origin.sample`). shows: the first equation behind it
+    that makes a non-finite value of finite ones, where it makes none itself.
     """
 
     site: Site
@@ -37,6 +39,7 @@ class Blamed:
     shares: dict[str, float]
     precision: int
     sample: dict[str, np.ndarray]
+    shows: Site | None
 
 
 def blame(audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.ndarray]]) -> list[Blamed]:
@@ -51,31 +54,58 @@ def blame(audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.
     for precision in sorted({(a.precision if a else None) or default for _, _, a, _ in wrong}):
         arithmetic = OriginArithmetic(numbers, precision)
         log.info("tracking the origins of errors through %d equations", len(audited.flow.sites))
-        outs, _ = _compiled(audited, arithmetic)(*audited.operands)
-        shares: dict[tuple[int, int, int], dict[str, float]] = {}
+        # Not one program: equation by equation, each kind of which is compiled once however often it occurs.
+        outs, _ = audited.walked(arithmetic)(*audited.operands)
+        shares: dict[tuple[int, ...], dict[str, float]] = {}
         for k, name, leaf, failing in wrong:
             if ((leaf.precision if leaf else None) or default) == precision:
                 for key, share in _shares(outs[k], failing).items():
                     shares.setdefault(key, {})[name] = share
         kept = {key: by for key, by in shares.items() if key[0] > 0 and max(by.values()) >= 0.02}
-        events = tuple(sorted({(sites[number - 1].path, event) for number, event, _ in kept}))
-        log.info("looking at the %d equations to blame", len(events))
-        _, records = _compiled(audited, SampleArithmetic(events, precision))(*audited.operands)
+        blamed = {(sites[number - 1].path, event) for number, event, _ in kept}
+        behind = {path: _behind(audited, path) for path, event in blamed if event not in _NONFINITE}
+        born = {(path, event) for paths in behind.values() for path in paths for event in _NONFINITE}
+        log.info("looking at the %d equations to blame", len(blamed))
+        arithmetic = SampleArithmetic(tuple(sorted(blamed | born)), precision)
+        _, records = jax.jit(audited.walked(arithmetic))(*audited.operands)
         for (number, event, invalid), by in kept.items():
             site = sites[number - 1]
             record = {k: np.asarray(v) for k, v in records[site.path][event].items()}
-            klass = Invalid(invalid) if invalid else None
-            found.append(Blamed(site, Event(event), klass, by, precision, record))
+            shows = [p for p in behind.get(site.path, ()) if any(records[p][e]["score"] > 0 for e in _NONFINITE)]
+            found.append(
+                Blamed(
+                    site,
+                    Event(event),
+                    Invalid(invalid) if invalid else None,
+                    by,
+                    precision,
+                    record,
+                    audited.flow.sites[shows[0]] if shows else None,
+                )
+            )
     return sorted(found, key=lambda b: -max(b.shares.values()))
 
 
-def _compiled(audited: Audited, arithmetic: Any) -> Any:
-    """The program under an arithmetic, compiled for a single run: quickly rather than well."""
-    options: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
-    return jax.jit(audited.walked(arithmetic), compiler_options=options)
+_NONFINITE = (Event.OVERFLOW, Event.POLE, Event.INVALID)
 
 
-def _shares(out: Any, failing: np.ndarray) -> dict[tuple[int, int, int], float]:
+def _behind(audited: Audited, path: Path, most: int = 24) -> list[Path]:
+    """The computing equations nearest behind the one at `path`, in the order in which values reach them."""
+    found: dict[Path, None] = {}
+    frontier = [path]
+    while frontier and len(found) < most:
+        users = [site for p in frontier for site in audited.flow.users(p) if site.path not in found]
+        found.update(dict.fromkeys(site.path for site in users))
+        frontier = [site.path for site in users]
+    sites = audited.flow.sites
+    return [
+        p
+        for p in list(found)[:most]
+        if sites[p].primitive not in MOVING and any(_jaxpr.is_inexact(v) for v in sites[p].equation.outvars)
+    ]
+
+
+def _shares(out: Any, failing: np.ndarray) -> dict[tuple[int, ...], float]:
     """(equation number, event, invalid class): its share of an output's error."""
     w, s, tag = (np.asarray(x) for x in (out.working, out.high, out.tag))
     w, s = w.astype(wide(w)), s.astype(wide(s))
@@ -88,7 +118,7 @@ def _shares(out: Any, failing: np.ndarray) -> dict[tuple[int, int, int], float]:
         sizes = np.array([norm(row) or 1.0 for row in gap])[:, None]
         weight = (gap / sizes) ** 2
     number, event, invalid = decode(tag)
-    total: dict[tuple[int, int, int], float] = {}
+    total: dict[tuple[int, ...], float] = {}
     for key in {tuple(int(x) for x in k) for k in np.stack([number, event, invalid], -1).reshape(-1, 3)}:
         mine = (number == key[0]) & (event == key[1]) & (invalid == key[2])
         total[key] = float(weight[mine].sum() / max(weight.sum(), 1e-300))

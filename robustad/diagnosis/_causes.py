@@ -1,5 +1,9 @@
 """What an event at an equation means to the user: kind, phase, statement, a cause and a remedy in a sentence each."""
 
+import dataclasses
+import functools
+import linecache
+import os
 import re
 from collections.abc import Sequence
 
@@ -8,7 +12,7 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._flow import Flow
-from robustad._jaxpr import Scan, Site
+from robustad._jaxpr import Location, Scan, Site
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._origin import Event, Invalid
 from robustad.diagnosis._blame import DECISIVE, Blamed
@@ -36,36 +40,51 @@ def findings(
     `nonfinite`: the outputs that are not finite; `bits`: the most bits that each output has lost.
     """
     reader = _Reader(audited)
-    merged: dict[tuple[str, int, str], Finding] = {}
-    decisive: set[tuple[str, int, str]] = set()
+    merged: dict[object, Finding] = {}
+    decisive: set[object] = set()
     for b in blamed:
         finding = reader.finding(b, nonfinite, bits)
-        key = (finding.file, finding.line, finding.kind)
+        key = (finding.file, finding.line) if finding.line else b.site.path
         if max(b.shares.values()) >= DECISIVE:
             decisive.add(key)
-        if key in merged:
-            first = merged[key]
-            reaches = tuple(dict.fromkeys([*first.reaches, *finding.reaches]))
-            most = max((x for x in (first.bits_lost, finding.bits_lost) if x is not None), default=None)
-            phase = "forward" if "forward" in (first.phase, finding.phase) else "backward"
-            merged[key] = _replaced(first, reaches=reaches, bits_lost=most, phase=phase)
-        else:
-            merged[key] = finding
-    if merged and not decisive:
-        decisive.add(next(iter(merged)))
+        merged[key] = _merged(merged[key], finding) if key in merged else finding
+    if not decisive:
+        decisive.update(list(merged)[:1])
+    if not merged:
+        merged[None] = _nowhere(tuple(bits.keys() & nonfinite | ({"value"} & nonfinite)))
+        decisive.add(None)
     return [f for k, f in merged.items() if k in decisive], [f for k, f in merged.items() if k not in decisive]
 
 
-def _replaced(finding: Finding, **changes: object) -> Finding:
-    import dataclasses
+def _merged(first: Finding, other: Finding) -> Finding:
+    """Two events at one statement are one cause: that of the forward program comes first, then the larger share."""
+    leading, second = (other, first) if (other.phase, first.phase) == ("forward", "backward") else (first, other)
+    most = max((x for x in (first.bits_lost, other.bits_lost) if x is not None), default=None)
+    reaches = tuple(dict.fromkeys([*first.reaches, *other.reaches]))
+    return dataclasses.replace(leading, reaches=reaches, bits_lost=most, invalid=leading.invalid or second.invalid)
 
-    return dataclasses.replace(finding, **changes)  # type: ignore[arg-type]
+
+def _nowhere(reaches: tuple[str, ...]) -> Finding:
+    """No equation made the non-finite value: it came in from outside."""
+    return Finding(
+        kind="nan",
+        phase="forward",
+        file="<unknown>",
+        line=0,
+        function="",
+        primitive="",
+        bits_lost=None,
+        reaches=reaches,
+        cause="a non-finite constant or input reaches the outputs; no equation of the program made it.",
+        remedy="look for inf and nan in the arguments and in constants of the function.",
+    )
 
 
 class _Reader:
     """Reads the program around a blamed equation."""
 
     def __init__(self, audited: Audited):
+        self.audited = audited
         self.flow: Flow = audited.flow
         self.primal = self.flow.equations(self.flow.ancestors(audited.flow.outputs[0]))
         self.at: dict[object, list[Site]] = {}
@@ -86,18 +105,34 @@ class _Reader:
 
     def _recomputed(self, site: Site) -> bool:
         return any(
-            self.flow.sites[site.path[:n]].primitive in ("remat2", "checkpoint")
-            for n in range(1, len(site.path), 2)
+            self.flow.sites[site.path[:n]].primitive in ("remat2", "checkpoint") for n in range(1, len(site.path), 2)
         ) and not _jaxpr.is_transposed(site.equation)
 
     def differentiated(self, site: Site) -> str:
         """The primitive whose derivative rule made an equation of the backward program."""
-        here = [s for s in self.at.get(site.location, ()) if self.is_primal(s) and s.primitive not in _LINEAR]
-        made = [s for s in self.flow.operands(site.path) if s in here]
-        for candidates in (made, here):
-            if len({s.primitive for s in candidates}) == 1:
-                return candidates[0].primitive
-        return made[0].primitive if made else site.primitive
+        if (rule := self.rule_of(site)) is not None:
+            return rule.primitive
+        here = {s.primitive for s in self.at.get(site.location, ()) if self.is_primal(s)} - _LINEAR
+        return here.pop() if len(here) == 1 else site.primitive
+
+    def rule_of(self, site: Site) -> Site | None:
+        """The one nonlinear equation of the value, at the same statement, of which all that is not a cotangent comes."""
+        sources: dict[object, Site] = {}
+        seen, stack = {site.path}, [site]
+        while stack:
+            for s in self.flow.operands(stack.pop().path):
+                if s.path in seen:
+                    continue
+                seen.add(s.path)
+                if s.location != site.location:
+                    if not s.transposed:
+                        return None
+                elif self.is_primal(s):
+                    sources[s.path] = s
+                else:
+                    stack.append(s)
+        nonlinear = [s for s in sources.values() if s.primitive not in _LINEAR]
+        return nonlinear[0] if len(nonlinear) == 1 and len(sources) == 1 else None
 
     def untaken(self, site: Site) -> Site | None:
         """The select whose untaken branch sends a zero cotangent into an equation."""
@@ -119,9 +154,7 @@ class _Reader:
             for s in frontier:
                 if s.primitive in ("add", "sub", "add_any", "reduce_sum"):
                     return s
-            frontier = [
-                o for s in frontier if s.primitive in _shadow.MOVING for o in self.flow.operands(s.path)
-            ]
+            frontier = [o for s in frontier if s.primitive in _shadow.MOVING for o in self.flow.operands(s.path)]
         return None
 
     def compounds(self, b: Blamed) -> bool:
@@ -135,13 +168,32 @@ class _Reader:
         alike = [s for s in self.at.get(b.site.location, ()) if s.transposed and s.primitive == b.site.primitive]
         return b.site.location is not None and len(alike) >= 6
 
+    @functools.cached_property
+    def backward_rules(self) -> list[tuple[Location | None, list[Site]]]:
+        """(the statement that calls it, its equations) of every backward rule of the user's."""
+        taken = self.audited.arguments
+        forward, _ = _jaxpr.trace(self.audited.function, taken.leaves, taken.others)
+        return [(where, list(_jaxpr.sites(rule))) for where, rule in _jaxpr.backward_rules(forward)]
+
+    def statement(self, site: Site) -> Location | None:
+        """The user's statement of an equation; inside a backward rule of the user's, the rule's own."""
+        if self.is_primal(site) or site.location is None:
+            return site.location
+        alike = [s for s in self.at[site.location] if s.transposed and s.primitive == site.primitive]
+        for where, equations in self.backward_rules:
+            own = [s for s in equations if s.primitive == site.primitive]
+            if where == site.location and own and len(alike) % len(own) == 0:
+                return own[alike.index(site) % len(own)].location or site.location
+        return site.location
+
     # ------------------------------------------------------------------------------------- the finding
 
     def finding(self, b: Blamed, nonfinite: set[str], bits: dict[str, float | None]) -> Finding:
         site, forward = b.site, self.is_primal(b.site)
-        kind = self.kind(b, forward, bool(nonfinite & b.shares.keys()))
+        most = max((bits.get(name) or 0.0 for name in b.shares), default=0.0)
+        kind = self.kind(b, forward, bool(nonfinite & b.shares.keys()), most)
         primitive = site.primitive if forward else self.differentiated(site)
-        where = site.location
+        where = self.statement(site)
         reaches = tuple(name for name, share in b.shares.items() if share >= 0.02)
         lost = [bits.get(name) for name in reaches]
         known = [float(b.precision) if name in nonfinite else x for name, x in zip(reaches, lost)]
@@ -162,9 +214,16 @@ class _Reader:
             cause=cause,
             remedy=remedy,
             invalid=INVALID[invalid] if invalid else None,
+            shows_at=self.shown(b, where) if nonfinite & b.shares.keys() else None,
         )
 
-    def kind(self, b: Blamed, forward: bool, nonfinite: bool) -> str:
+    def shown(self, b: Blamed, blamed: Location | None) -> str | None:
+        at = self.statement(b.shows) if b.shows else None
+        if b.shows is None or at is None or at == blamed:
+            return None
+        return f"{os.path.basename(at.file)}:{at.line} ({b.shows.primitive})"
+
+    def kind(self, b: Blamed, forward: bool, nonfinite: bool, lost: float) -> str:
         partial = not forward and not b.site.transposed
         match b.event:
             case Event.OVERFLOW | Event.UNDERFLOW:
@@ -174,42 +233,51 @@ class _Reader:
                 if not forward and self.compounds(b):
                     return "exploding" if over else "vanishing"
                 return "overflow" if over else "underflow"
+            case Event.OUT_OF_BOUNDS:
+                return "nan"
             case Event.POLE | Event.INVALID:
                 if b.invalid == Invalid.ZERO_TIMES_INF:
                     return "zero-times-inf"
                 if forward:
                     return "nan"
                 return "zero-times-inf" if nonfinite else "unstable-derivative"
-            case _ if partial:
+            case _ if partial or (not forward and self.rule_of(b.site) is not None):
                 return "unstable-derivative"
-            case Event.CANCELLATION:
-                return "cancellation"
             case Event.ABSORPTION:
                 return "absorption"
+            case _ if self.accumulates(b, lost):
+                return "ill-conditioned"
+            case Event.CANCELLATION:
+                return "cancellation"
             case _:
                 if b.site.primitive not in _SOLVING and self.absorbed(b.site) is not None:
                     return "absorption"
                 return "ill-conditioned"
 
+    def accumulates(self, b: Blamed, lost: float) -> bool:
+        """Whether a loop amplifies a little at each step: no step by itself loses a third of what is lost in the end."""
+        return bool(b.site.loops) and 3 * float(b.sample["score"]) < lost
+
     # ------------------------------------------------------------------------------------- the sentences
 
-    def sentences(
-        self, b: Blamed, kind: str, primitive: str, forward: bool, gate: Site | None
-    ) -> tuple[str, str]:
+    def sentences(self, b: Blamed, kind: str, primitive: str, forward: bool, gate: Site | None) -> tuple[str, str]:
         got, true = (float(x) for x in b.sample["out"])
         name = b.site.primitive
-        info = jnp.finfo(next(v.aval.dtype for v in b.site.equation.outvars if _jaxpr.is_inexact(v)))
+        info = jnp.finfo(next(_jaxpr.aval(v).dtype for v in b.site.equation.outvars if _jaxpr.is_inexact(v)))
         dtype = str(info.dtype)
         inputs = [tuple(float(x) for x in pair) for pair in b.sample["operands"] if np.isfinite(pair[0])]
         shown = f"{_number(got)}, truly {_number(true)}"
         step = f" at step {int(b.sample['iteration'])} of the loop" if int(b.sample["iteration"]) >= 0 else ""
-        text = b.site.location and _source(b.site) or ""
+        where = self.statement(b.site)
+        text = linecache.getline(where.file, where.line) if where else ""
         match kind:
             case "overflow":
                 cause = f"`{name}` gives {shown}{step}: above the largest {dtype} ({_number(float(info.max))})."
                 return cause, _overflow_remedy(text, name, dtype)
             case "underflow":
-                cause = f"`{name}` gives {shown}{step}: below the smallest normal {dtype} ({_number(float(info.tiny))})."
+                cause = (
+                    f"`{name}` gives {shown}{step}: below the smallest normal {dtype} ({_number(float(info.tiny))})."
+                )
                 return cause, _underflow_remedy(text, name, dtype, forward)
             case "cancellation":
                 pair = f" ({_number(inputs[0][0])} and {_number(inputs[1][0])})" if len(inputs) == 2 else ""
@@ -254,6 +322,11 @@ class _Reader:
                     else "scale the loss (dynamic loss scaling), use residual connections, gating or normalisation, or a "
                     "wider dtype for the cotangent.",
                 )
+            case "nan" if b.event == Event.OUT_OF_BOUNDS:
+                return (
+                    "an index is out of bounds, and the gather fills with NaN there.",
+                    "keep the indices inside the axis, or choose another mode (jnp.take(..., mode='clip')).",
+                )
             case "nan":
                 klass = INVALID.get(b.invalid, "invalid operation") if b.invalid else "invalid operation"
                 values = f" of {', '.join(_number(x) for x, _ in inputs)}" if inputs else ""
@@ -269,14 +342,8 @@ class _Reader:
                 return cause, "reformulate the statement, regularise the problem, or compute this part in float64."
 
 
-def _source(site: Site) -> str:
-    import linecache
-
-    return linecache.getline(site.location.file, site.location.line) if site.location else ""
-
-
 def _number(x: float) -> str:
-    return "unknown" if np.isnan(x) and False else f"{x:.6g}"
+    return f"{x:.6g}"
 
 
 def _overflow_remedy(text: str, name: str, dtype: str) -> str:
@@ -316,4 +383,6 @@ def _cancellation_remedy(text: str) -> str:
     ):
         if re.search(pattern, text):
             return f"{remedy}."
-    return "use a form without the subtraction (jnp.expm1, jnp.log1p, a difference of factors), or centre the data first."
+    return (
+        "use a form without the subtraction (jnp.expm1, jnp.log1p, a difference of factors), or centre the data first."
+    )

@@ -20,6 +20,7 @@ class Finding:
         invalid: the class of the invalid operation: "0*inf", "inf-inf", "0/0", "inf/inf", "log 0",
             "sqrt of negative", or None.
         cause, remedy: a sentence each.
+        shows_at: "file:line (primitive)" of the equation that first makes a non-finite value of it, or None.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class Finding:
     remedy: str
     committed_at: int | None = None
     invalid: str | None = None
+    shows_at: str | None = None
 
     @property
     def source(self) -> str:

@@ -26,6 +26,8 @@ class Audited:
     flow: Flow
     leaves: list[Leaf]
     value: Leaf
+    function: Callable[..., Array]
+    """The scalar function of (leaves, others) that was differentiated."""
 
     @property
     def operands(self) -> tuple[list[Array], list[Array]]:
@@ -79,7 +81,7 @@ def gradient_program(
     flow = Flow(program)
     nodes = flow.inputs[: len(taken.leaves)]
     gradients = [leaf(flow, node, out) for node, out in zip(nodes, flow.outputs[1:])]
-    return Audited(taken, program, flow, gradients, leaf(flow, None, flow.outputs[0]))
+    return Audited(taken, program, flow, gradients, leaf(flow, None, flow.outputs[0]), scalar)
 
 
 def _first_line(e: Exception) -> str:
@@ -88,7 +90,7 @@ def _first_line(e: Exception) -> str:
 
 def _checked(out: Any, has_aux: bool) -> Array:
     leaves = jax.tree.leaves(out)
-    if len(leaves) != 1 or leaves[0] is not out and not hasattr(out, "dtype"):
+    if len(leaves) != 1 or (leaves[0] is not out and not hasattr(out, "dtype")):
         hint = "" if has_aux else " If it returns (value, aux), pass has_aux=True."
         raise AuditError(f"`f` must return a scalar; it returned {type(out).__name__} of {len(leaves)} leaves.{hint}")
     out = jnp.asarray(out)

@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from robustad import _jaxpr
-from robustad._flow import Flow, Node
+from robustad._flow import Edge, Flow, Node
 from robustad._jaxpr import Path, Scan
 
 # Data moves, changes sign or dtype, or is added up: the sum behind it is still the last reduction.
@@ -48,9 +48,9 @@ def precision_of(dtype: object) -> int:
 def leaf(flow: Flow, parameter: Node | None, gradient: tuple[Node, ...]) -> Leaf:
     """What the program tells of the output `gradient`, the derivative for the input `parameter`."""
     behind = flow.ancestors(gradient)
-    dtypes = {var.aval.dtype for path, var in behind if _jaxpr.is_inexact(var)}
+    dtypes = {_jaxpr.aval(var).dtype for path, var in behind if _jaxpr.is_inexact(var)}
     computed = {
-        out.aval.dtype
+        _jaxpr.aval(out).dtype
         for path in flow.equations(behind)
         for out in flow.sites[path].equation.outvars
         if _jaxpr.is_inexact(out)
@@ -80,28 +80,35 @@ def _scanned(flow: Flow, parameter: Node) -> int | None:
 def _terms(flow: Flow, node: Node, sliced: bool, seen: set[Node]) -> list[Terms]:
     """The last reductions behind a node; `seen` collects the nodes on the way to them."""
     found: list[Terms] = []
-    if node in seen:
-        return found
-    seen.add(node)
-    for edge in flow.edges.get(node, ()):
-        if edge.kind == "equation":
-            primitive = flow.sites[edge.path].primitive
-            behind = [t for s in edge.sources for t in _terms(flow, s, sliced, seen)] if _transparent(primitive) else []
-            if primitive == "reduce_sum" and not all(flow.sites[t.path].primitive in _SUMS for t in behind):
-                behind = []
-            if not behind and edge.sources and primitive not in ("cond", "while") and primitive not in _SEEN_THROUGH:
-                behind = [Terms(edge.path)]
-            found += behind
+    stack = [node]
+    while stack:
+        if (node := stack.pop()) in seen:
             continue
-        inside = set(seen)
-        behind = [t for s in edge.sources for t in _terms(flow, s, sliced, inside)]
-        if edge.kind == "stack" and sliced:
-            behind = [dataclasses.replace(t, loop=t.loop or edge.path) for t in behind]
-        if edge.carried is not None and edge.carried not in inside:
-            behind = [dataclasses.replace(t, last_of=(*t.last_of, edge.path)) for t in behind]
-        found += behind
+        seen.add(node)
+        for edge in flow.edges.get(node, ()):
+            primitive = flow.sites[edge.path].primitive
+            if edge.kind == "equation":
+                if primitive in _SEEN_THROUGH:
+                    stack.extend(reversed(edge.sources))
+                elif edge.sources and primitive not in ("cond", "while"):
+                    found += _reduced(flow, edge, sliced, seen)
+            elif edge.carried is None and edge.kind != "stack":
+                stack.extend(reversed(edge.sources))
+            else:
+                inside = set(seen)
+                behind = [t for s in edge.sources for t in _terms(flow, s, sliced, inside)]
+                if edge.kind == "stack" and sliced:
+                    behind = [dataclasses.replace(t, loop=t.loop or edge.path) for t in behind]
+                if edge.carried is not None and edge.carried not in inside:
+                    behind = [dataclasses.replace(t, last_of=(*t.last_of, edge.path)) for t in behind]
+                found += behind
     return found
 
 
-def _transparent(primitive: str) -> bool:
-    return primitive in _SEEN_THROUGH or primitive == "reduce_sum"  # a sum of sums is one sum
+def _reduced(flow: Flow, edge: Edge, sliced: bool, seen: set[Node]) -> list[Terms]:
+    """The equation itself; for a sum of sums, which is one sum, those."""
+    behind: list[Terms] = []
+    if flow.sites[edge.path].primitive == "reduce_sum":
+        behind = [t for s in edge.sources for t in _terms(flow, s, sliced, seen)]
+    sums = behind and all(flow.sites[t.path].primitive in _SUMS for t in behind)
+    return behind if sums else [Terms(edge.path)]

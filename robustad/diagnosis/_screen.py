@@ -102,8 +102,11 @@ def _finding(number: str, finding: Finding, style: str) -> Iterator[Line]:
         yield Line(f"      {finding.source}", "bold")
     yield from _wrapped(finding.cause)
     if finding.reaches:
-        names = ", ".join(finding.reaches[:6]) + (f" and {len(finding.reaches) - 6} more" if len(finding.reaches) > 6 else "")
-        yield from _wrapped(f"reaches {names}")
+        names = ", ".join(finding.reaches[:6]) + (
+            f" and {len(finding.reaches) - 6} more" if len(finding.reaches) > 6 else ""
+        )
+        shows = f"shows at {finding.shows_at}; " if finding.shows_at else ""
+        yield from _wrapped(f"{shows}reaches {names}")
     yield from _wrapped(f"fix: {finding.remedy}")
 
 
