@@ -95,7 +95,8 @@ class Flow:
 
     def ancestors(self, nodes: Iterable[Node]) -> set[Node]:
         """Every node that the given ones are computed from, themselves included."""
-        seen, stack = set(nodes), list(nodes)
+        stack = list(nodes)
+        seen = set(stack)
         while stack:
             for edge in self.edges.get(stack.pop(), ()):
                 new = [source for source in edge.sources if source not in seen]

@@ -17,8 +17,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from robustad import _jaxpr
+from robustad._interpret import interpret
 from robustad.arithmetic import _shadow
-from robustad.arithmetic._shadow import RULES, Shadow
+from robustad.arithmetic._shadow import RULES, Shadow, ShadowArithmetic
 from tests._walking import assert_close, assert_same_bits, assert_typed, in_float64, shadows, walk
 
 # --------------------------------------------------------------------------------------------------------- the table
@@ -565,6 +566,50 @@ def test_signs_of_factors_follow(dtype: str) -> None:
     for value in (values, left, right):
         assert_close(value.high, value.working, 1e-5)
     assert_close(wide @ right.high, right.high * values.high)
+
+
+# -------------------------------------------------------------------------------------------------- the size of terms
+
+
+def terms(f: Callable[..., Any], primitive: str, *args: Any) -> float:
+    program, _ = _jaxpr.trace(f, *args)
+    (path,) = [site.path for site in _jaxpr.sites(program) if site.primitive == primitive]
+    arithmetic = ShadowArithmetic(watched=frozenset({path}))
+    with jax.enable_x64(True):
+        records = jax.jit(lambda xs: interpret(arithmetic, program, [_shadow.lift(x) for x in xs])[1])(list(args))
+        return float(records[path])
+
+
+a32, b32 = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+a64, b64 = np.abs(np.asarray(a32, np.float64)), np.abs(np.asarray(b32, np.float64))
+groups = jnp.asarray([3, 0, 5], jnp.int32)
+TERMS: list[tuple[str, Callable[..., Any], tuple[Any, ...], Any]] = [
+    ("reduce_sum", lambda x: jnp.sum(x, 0), (a32,), a64.sum(0)),
+    ("cumsum", lambda x: jnp.cumsum(x, 1), (a32,), a64.cumsum(1)),
+    ("dot_general", lambda x, y: x @ y.T, (a32, b32), a64 @ b64.T),
+    ("dot_general", lambda x, y: x @ y.T, (a32.astype(jnp.bfloat16), b32), None),
+    ("dot_general", lambda x, y: x @ y.T, (a32 + 0j, b32 + 0j), a64 @ b64.T),
+    ("conv_general_dilated", lambda x, y: lax.conv(x[None, None], y[None, None], (1, 1), "VALID"), (a32, b32), None),
+    ("scatter-add", lambda x, y: x.at[jnp.array([0, 0, 2])].add(y), (a32, b32), None),
+    ("ragged_dot_general", lax.ragged_dot, (a32.T, jnp.stack([b32] * 3), groups), a64.T @ b64),
+    ("sin", jnp.sin, (a32,), np.sin(a64)),
+]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-18, 1e18])
+@pytest.mark.parametrize("case", TERMS, ids=lambda case: case[0])
+def test_terms_size(case: Any, scale: float) -> None:
+    """The norm of the sum of the magnitudes, whatever their scale: a product of two exceeds float32's range."""
+    primitive, f, args, expected = case
+    scale = 1.0 if primitive == "sin" else scale
+    products = 2 if primitive in _shadow.CONTRACTING else 1
+    scaled = [a * jnp.asarray(scale, a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a for a in args]
+    if expected is None:
+        wide = [np.abs(np.asarray(a).astype(np.float64)) for a in args]
+        expected = in_float64(f, *[jnp.asarray(a, jnp.float32) for a in wide])
+    np.testing.assert_allclose(
+        terms(f, primitive, *scaled), np.linalg.norm(np.ravel(expected)) * scale**products, rtol=1e-2
+    )
 
 
 # ---------------------------------------------------------------------------------------- primitives without a rule

@@ -444,7 +444,12 @@ def happened(eqn: Equation, operands: Sequence[Origin], out: Origin, taken: Inhe
     size = jnp.abs(out.high)
     lossy: Any = int(Event.AMPLIFICATION)
     if name in _ADDING:
-        lossy = jnp.where(taken.size >= 8 * size, int(Event.CANCELLATION), int(Event.ABSORPTION))
+        rest: Any = int(Event.ABSORPTION)
+        if name in ("add", "sub", "add_any") and len(operands) == 2:  # absorbed: half the digits of a term, or more
+            a, b = (lax.abs(v.high) for v in operands)
+            absorbed = jnp.minimum(a, b) <= jnp.maximum(a, b) * 2.0 ** (-out.precision / 2)
+            rest = jnp.where(absorbed, rest, int(Event.AMPLIFICATION))
+        lossy = jnp.where(taken.size >= 8 * size, int(Event.CANCELLATION), rest)
     floor = float(jnp.finfo(w.dtype).tiny) * (2.0**8 if name in _shadow.CONTRACTING and w.dtype != jnp.float16 else 1)
     lossy = jnp.where((size < floor) & (size > 0), int(Event.UNDERFLOW), lossy)  # products are flushed before their sum
 
@@ -468,14 +473,16 @@ def happened(eqn: Equation, operands: Sequence[Origin], out: Origin, taken: Inhe
 
 @dataclasses.dataclass(frozen=True)
 class SampleArithmetic:
-    """The shadow walk that looks at the worst element of some equations: (path, event) in `events`."""
+    """The shadow walk that looks at some equations: the worst element of each (path, event) in `events`, and whether those
+    in `suspects` make a non-finite value of finite ones."""
 
     events: tuple[tuple[Path, int], ...]
+    suspects: frozenset[Path]
     precision: int
 
     @property
     def watched(self) -> frozenset[Path]:
-        return frozenset(path for path, _ in self.events)
+        return self.suspects | {path for path, _ in self.events}
 
     def lift(self, x: Any) -> Shadow:
         return _shadow.lift(x)
@@ -486,12 +493,16 @@ class SampleArithmetic:
     def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
         working, highs = _shadow.shadowed(eqn, operands)
         outs = [Shadow(w, h) for w, h in zip(working, highs)]
-        wanted = [event for p, event in self.events if p == path]
-        if not wanted:
+        if path not in self.watched:
             return outs, None
-        origins = [_lifted(v, self.precision) for v in operands]
-        out = next(_lifted(o, self.precision) for o in outs if o.high is not None)
-        return outs, {event: sample(eqn, origins, out, event) for event in wanted}
+        wanted = [event for p, event in self.events if p == path]
+        record: dict[str, Any] = {"born": born(operands, outs)}
+        if wanted:
+            origins = [_lifted(v, self.precision) for v in operands]
+            out = next(_lifted(o, self.precision) for o in outs if o.high is not None)
+            tag = judged(eqn, origins, out, 1)
+            record |= {str(event): sample(origins, out, tag, event) for event in wanted}
+        return outs, record
 
     def blank(self, path: Path, at: Path) -> Any:
         none = {
@@ -501,23 +512,34 @@ class SampleArithmetic:
             "out": jnp.full(2, jnp.nan),
             "operands": jnp.full((2, 2), jnp.nan),
         }
-        return {event: none for p, event in self.events if p == path}
+        return {"born": jnp.zeros((), bool)} | {str(event): none for p, event in self.events if p == path}
 
     def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
-        return {event: self._fold(record[event], new[event], iteration) for event in record}
+        def worse(old: Any, new: Any) -> Any:
+            stamped = dict(new, iteration=iteration)
+            return jax.tree.map(lambda a, b: jnp.where(new["score"] > old["score"], b, a), old, stamped)
 
-    def _fold(self, record: Any, new: Any, iteration: Array) -> Any:
-        stamped = dict(new, iteration=iteration)
-        return jax.tree.map(lambda a, b: jnp.where(new["score"] > record["score"], b, a), record, stamped)
+        return {k: record[k] | new[k] if k == "born" else worse(record[k], new[k]) for k in record}
 
 
-def sample(eqn: Equation, operands: Sequence[Origin], out: Origin, event: int) -> dict[str, Array]:
+def born(operands: Sequence[Shadow], outs: Sequence[Shadow]) -> Array:
+    """Whether some element of the outputs is not finite though its operands (all of them, where it has many) are."""
+    floats = [v.working for v in operands if v.high is not None]
+    found = jnp.zeros((), bool)
+    for out in (o.working for o in outs if o.high is not None):
+        pointwise = all(jnp.shape(x) in ((), out.shape) for x in floats)
+        bad = [~jnp.isfinite(x) if pointwise else jnp.any(~jnp.isfinite(x)) for x in floats]
+        found |= jnp.any(~jnp.isfinite(out) & ~functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool)))
+    return found
+
+
+def sample(operands: Sequence[Origin], out: Origin, tag: Array, event: int) -> dict[str, Array]:
     """The element that an equation hurt most by an event: (working, true) of its output and of up to two operands.
 
     score: bits lost there (-1: none); index: of the element in the flattened output; iteration: of the innermost
     loop around the equation; NaN stands for an operand that has no element of its own for the output's.
     """
-    tag, shape = judged(eqn, operands, out, 1), jnp.shape(out.working)
+    shape = jnp.shape(out.working)
     score = jnp.where((tag & 15) == event, tag >> _LOSS, -1).ravel()
     at = jnp.argmax(score).astype(jnp.int32)
 

@@ -345,7 +345,7 @@ def terms_size(eqn: Equation, operands: Sequence[Shadow], highs: Sequence[Array 
     scales = [jnp.ones(()) if v.high is None else jnp.max(jnp.abs(v.high), initial=0.0) for v in operands]
     safe = [jnp.where((s > 0) & jnp.isfinite(s), s, 1.0) for s in scales]
     if name in CONTRACTING:  # a product's size needs no more than float32
-        low = [jnp.abs(v.high / s).astype(jnp.float32) for v, s in zip(operands, safe)]
+        low = [v.working if v.high is None else jnp.abs(v.high / s).astype(jnp.float32) for v, s in zip(operands, safe)]
         (total,) = _jaxpr.evaluate(eqn, low, preferred_element_type=np.dtype(np.float32), precision=None)
         return jnp.linalg.norm(total.astype(np.float64).ravel()) * safe[0] * safe[1]
     low = [v if v.high is None else Shadow(v.working, jnp.abs(v.high)) for v in operands]

@@ -35,7 +35,7 @@ class Accuracy:
     def failing(self, threshold: float) -> np.ndarray:
         """Which slices (a leaf that is not sliced: itself) are not finite or lose more than threshold * precision."""
         finite = np.isfinite(np.asarray(self.gradient, wide(self.gradient)))
-        bad = ~finite.reshape(self.slices or 1, -1).all(1)
+        bad = np.asarray(~finite.reshape(self.slices or 1, -1).all(1))
         if self.bits_lost is None or self.precision is None:
             return bad
         lossy = np.atleast_1d(self.bits_lost) > threshold * self.precision

@@ -104,7 +104,9 @@ def _run(
         if nonfinite:
             _refuse_nan(taken)
         bits = {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
-        found, notes = _causes.findings(audited, blame(audited, wrong), nonfinite, bits) if wrong else ([], [])
+        found, notes = (
+            _causes.findings(audited, blame(audited, wrong, bool(nonfinite)), nonfinite, bits) if wrong else ([], [])
+        )
     reference = float(np.asarray(value.high)) if audited.value.precision else None
     reference = reference if reference is not None and np.isfinite(reference) else None
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]

@@ -42,10 +42,13 @@ class Blamed:
     shows: Site | None
 
 
-def blame(audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.ndarray]]) -> list[Blamed]:
+def blame(
+    audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.ndarray]], nonfinite: bool
+) -> list[Blamed]:
     """The equations behind the outputs that are wrong, those with the largest shares first.
 
-    `wrong` has (number of the output, its name, its accuracy or None for the value, its failing slices).
+    `wrong` has (number of the output, its name, its accuracy or None for the value, its failing slices); `nonfinite`:
+    whether one of them is not finite.
     """
     sites = [site for site in audited.flow.sites.values() if _jaxpr.control(site.equation) is None]
     numbers = {site.path: k + 1 for k, site in enumerate(sites)}
@@ -63,15 +66,15 @@ def blame(audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.
                     shares.setdefault(key, {})[name] = share
         kept = {key: by for key, by in shares.items() if key[0] > 0 and max(by.values()) >= 0.02}
         blamed = {(sites[number - 1].path, event) for number, event, _ in kept}
-        behind = {path: _behind(audited, path) for path, event in blamed if event not in _NONFINITE}
-        born = {(path, event) for paths in behind.values() for path in paths for event in _NONFINITE}
-        log.info("looking at the %d equations to blame", len(blamed))
-        arithmetic = SampleArithmetic(tuple(sorted(blamed | born)), precision)
-        _, records = jax.jit(audited.walked(arithmetic))(*audited.operands)
+        quiet = {path for path, event in blamed if nonfinite and event not in _NONFINITE}
+        behind = {path: _behind(audited, path) for path in quiet}
+        suspects = frozenset(p for paths in behind.values() for p in paths)
+        log.info("looking at %d of them", len(blamed))
+        looking = SampleArithmetic(tuple(sorted(blamed)), suspects, precision)
+        _, records = jax.jit(audited.walked(looking))(*audited.operands)
         for (number, event, invalid), by in kept.items():
             site = sites[number - 1]
-            record = {k: np.asarray(v) for k, v in records[site.path][event].items()}
-            shows = [p for p in behind.get(site.path, ()) if any(records[p][e]["score"] > 0 for e in _NONFINITE)]
+            shows = [p for p in behind.get(site.path, ()) if bool(records[p]["born"])]
             found.append(
                 Blamed(
                     site,
@@ -79,7 +82,7 @@ def blame(audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.
                     Invalid(invalid) if invalid else None,
                     by,
                     precision,
-                    record,
+                    {k: np.asarray(v) for k, v in records[site.path][str(event)].items()},
                     audited.flow.sites[shows[0]] if shows else None,
                 )
             )

@@ -55,6 +55,8 @@ def leaf(flow: Flow, parameter: Node | None, gradient: tuple[Node, ...]) -> Leaf
         for out in flow.sites[path].equation.outvars
         if _jaxpr.is_inexact(out)
     }
+    if parameter is not None:  # a derivative that is a constant has no node
+        dtypes = dtypes or {_jaxpr.aval(parameter[1]).dtype}
     precision = min((precision_of(d) for d in computed or dtypes), default=None)
     slices = _scanned(flow, parameter) if parameter else None
     found = {term: None for node in gradient for term in _terms(flow, node, slices is not None, set())}
@@ -77,38 +79,42 @@ def _scanned(flow: Flow, parameter: Node) -> int | None:
     return None
 
 
-def _terms(flow: Flow, node: Node, sliced: bool, seen: set[Node]) -> list[Terms]:
+def _terms(flow: Flow, start: Node, sliced: bool, seen: set[Node]) -> list[Terms]:
     """The last reductions behind a node; `seen` collects the nodes on the way to them."""
     found: list[Terms] = []
-    stack = [node]
+    stack = [start]
     while stack:
-        if (node := stack.pop()) in seen:
+        node = stack.pop()
+        if node in seen:
             continue
         seen.add(node)
         for edge in flow.edges.get(node, ()):
-            primitive = flow.sites[edge.path].primitive
             if edge.kind == "equation":
+                primitive = flow.sites[edge.path].primitive
                 if primitive in _SEEN_THROUGH:
-                    stack.extend(reversed(edge.sources))
+                    stack.extend(edge.sources)
+                elif primitive == "reduce_sum" and (behind := _summed(flow, edge.sources[0], sliced, seen)):
+                    found += behind
                 elif edge.sources and primitive not in ("cond", "while"):
-                    found += _reduced(flow, edge, sliced, seen)
-            elif edge.carried is None and edge.kind != "stack":
-                stack.extend(reversed(edge.sources))
+                    found.append(Terms(edge.path))
+            elif edge.carried is None and not (edge.kind == "stack" and sliced):
+                stack.extend(edge.sources)
             else:
                 inside = set(seen)
                 behind = [t for s in edge.sources for t in _terms(flow, s, sliced, inside)]
-                if edge.kind == "stack" and sliced:
+                if edge.kind == "stack":
                     behind = [dataclasses.replace(t, loop=t.loop or edge.path) for t in behind]
-                if edge.carried is not None and edge.carried not in inside:
+                elif edge.carried not in inside:  # not a running sum
                     behind = [dataclasses.replace(t, last_of=(*t.last_of, edge.path)) for t in behind]
                 found += behind
     return found
 
 
-def _reduced(flow: Flow, edge: Edge, sliced: bool, seen: set[Node]) -> list[Terms]:
-    """The equation itself; for a sum of sums, which is one sum, those."""
-    behind: list[Terms] = []
-    if flow.sites[edge.path].primitive == "reduce_sum":
-        behind = [t for s in edge.sources for t in _terms(flow, s, sliced, seen)]
-    sums = behind and all(flow.sites[t.path].primitive in _SUMS for t in behind)
-    return behind if sums else [Terms(edge.path)]
+def _summed(flow: Flow, node: Node, sliced: bool, seen: set[Node]) -> list[Terms]:
+    """The sums that a sum adds up again, if it adds up nothing else: a sum of sums is one sum."""
+    inside = set(seen)
+    behind = _terms(flow, node, sliced, inside)
+    if not all(flow.sites[t.path].primitive in _SUMS for t in behind):
+        return []
+    seen |= inside
+    return behind
