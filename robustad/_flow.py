@@ -27,6 +27,10 @@ class Edge:
     """Where the value leaves a loop that carries it: the node that holds it when an iteration begins."""
 
 
+_ONE_TO_ONE = frozenset({"optimization_barrier", "psum", "psum_invariant", "pvary"})
+"""Primitives whose k-th output depends on the k-th operand alone."""
+
+
 class Flow:
     """The data flow of a program: `edges[node]` are the ways in which a node gets its value, `uses[node]` the nodes that
     get theirs from it."""
@@ -63,7 +67,8 @@ class Flow:
             inner = _jaxpr.control(eqn)
             if inner is None:
                 sources = tuple(node for group in ins for node in group)
-                self._link("equation", outs, [sources] * len(outs), here)
+                apart = eqn.primitive.name in _ONE_TO_ONE and len(ins) == len(outs)
+                self._link("equation", outs, ins if apart else [sources] * len(outs), here)
                 continue
             nested = _jaxpr.bodies(inner)
             results = [self._body(b, (*here, k)) for k, b in enumerate(nested)]
@@ -102,6 +107,17 @@ class Flow:
                 new = [source for source in edge.sources if source not in seen]
                 seen.update(new)
                 stack.extend(new)
+        return seen
+
+    def descendants(self, nodes: Iterable[Node]) -> set[Node]:
+        """Every floating node that is computed from the given ones through floating nodes, themselves included."""
+        stack = list(nodes)
+        seen = set(stack)
+        while stack:
+            for target, _ in self.uses.get(stack.pop(), ()):
+                if target not in seen and _jaxpr.is_inexact(target[1]):
+                    seen.add(target)
+                    stack.append(target)
         return seen
 
     def equations(self, nodes: Iterable[Node]) -> set[Path]:

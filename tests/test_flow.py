@@ -15,7 +15,7 @@ from robustad import _jaxpr
 from robustad._flow import Flow
 from robustad._jaxpr import Site
 from robustad.diagnosis._accuracy import STRUCTURAL_ZERO, accuracy, bits_lost, norm
-from robustad.diagnosis._leaves import Leaf, Terms, leaf, precision_of
+from robustad.diagnosis._leaves import Leaf, Terms, leaves, precision_of
 
 x3 = jnp.asarray([0.5, -1.0, 2.0])
 m3 = jnp.eye(3) + 0.25
@@ -133,7 +133,7 @@ def leaves_of(loss: Callable[..., Any], *args: Any) -> tuple[Flow, list[Leaf]]:
     """The gradient program of a loss for all its arguments, and what it tells of each leaf."""
     argnums = tuple(range(len(args)))
     flow = flow_of(lambda *args: jax.value_and_grad(loss, argnums)(*args), *args)
-    return flow, [leaf(flow, node, out) for node, out in zip(flow.inputs, flow.outputs[1:], strict=True)]
+    return flow, leaves(flow, flow.inputs, flow.outputs[1:])
 
 
 def reductions(flow: Flow, known: Leaf) -> list[tuple[str, bool, int]]:
@@ -235,7 +235,7 @@ def test_a_sum_added_up_inside_a_call_in_a_scan() -> None:
         return lax.scan(lambda total, b: (step(total, b), None), jnp.zeros_like(w), batches)[0]
 
     flow = flow_of(accumulate, m3, jnp.ones((4, 5, 3)))
-    known = leaf(flow, flow.inputs[0], flow.outputs[0])
+    (known,) = leaves(flow, flow.inputs[:1], flow.outputs[:1])
     assert [kind for kind in reductions(flow, known) if kind[0] == "dot_general"] == [("dot_general", False, 0)]
 
 

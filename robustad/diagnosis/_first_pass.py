@@ -14,7 +14,7 @@ from robustad._interpret import interpret
 from robustad._jaxpr import Body
 from robustad.arithmetic._shadow import Shadow, ShadowArithmetic
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
-from robustad.diagnosis._leaves import Leaf, leaf
+from robustad.diagnosis._leaves import Leaf, leaves
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,9 +79,8 @@ def gradient_program(
             "with functools.partial; (c) wrong arguments or shapes."
         ) from e
     flow = Flow(program)
-    nodes = flow.inputs[: len(taken.leaves)]
-    gradients = [leaf(flow, node, out) for node, out in zip(nodes, flow.outputs[1:])]
-    return Audited(taken, program, flow, gradients, leaf(flow, None, flow.outputs[0]), scalar)
+    value, *gradients = leaves(flow, [None, *flow.inputs[: len(taken.leaves)]], flow.outputs)
+    return Audited(taken, program, flow, gradients, value, scalar)
 
 
 def _first_line(e: Exception) -> str:

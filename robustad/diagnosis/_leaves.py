@@ -1,6 +1,7 @@
 """What the program alone tells of each gradient leaf: its precision, its slices, its last reductions."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -10,7 +11,7 @@ from robustad._jaxpr import Path, Scan
 
 # Data moves, changes sign or dtype, or is added up: the sum behind it is still the last reduction.
 _SEEN_THROUGH = frozenset(
-    """add add_any sub neg convert_element_type reduce_precision copy reshape transpose squeeze expand_dims
+    """add add_any sub neg convert_element_type reduce_precision copy reshape transpose squeeze
     broadcast_in_dim concatenate pad slice split rev optimization_barrier psum psum_invariant pvary reduce_scatter
     all_gather stack""".split()
 )
@@ -45,22 +46,29 @@ def precision_of(dtype: object) -> int:
     return jnp.finfo(dtype).nmant + 1
 
 
-def leaf(flow: Flow, parameter: Node | None, gradient: tuple[Node, ...]) -> Leaf:
-    """What the program tells of the output `gradient`, the derivative for the input `parameter`."""
-    behind = flow.ancestors(gradient)
-    dtypes = {_jaxpr.aval(var).dtype for path, var in behind if _jaxpr.is_inexact(var)}
-    computed = {
-        _jaxpr.aval(out).dtype
-        for path in flow.equations(behind)
-        for out in flow.sites[path].equation.outvars
-        if _jaxpr.is_inexact(out)
-    }
-    if parameter is not None:  # a derivative that is a constant has no node
-        dtypes = dtypes or {_jaxpr.aval(parameter[1]).dtype}
-    precision = min((precision_of(d) for d in computed or dtypes), default=None)
-    slices = _scanned(flow, parameter) if parameter else None
-    found = {term: None for node in gradient for term in _terms(flow, node, slices is not None, set())}
-    return Leaf(None if precision == 53 else precision, slices, tuple(found))
+def leaves(flow: Flow, parameters: Sequence[Node | None], gradients: Sequence[tuple[Node, ...]]) -> list[Leaf]:
+    """What the program tells of its outputs `gradients`, the derivatives for the inputs `parameters`.
+
+    A parameter that is None: its output is no derivative of an input (the value).
+    """
+    # An equation rounds what it computes of floating operands; a mask or a random draw in a narrow dtype is exact.
+    rounded: dict[int, list[Node]] = {}
+    for site in flow.sites.values():
+        if any(_jaxpr.is_inexact(v) for v in site.equation.invars) and _jaxpr.control(site.equation) is None:
+            for var in site.equation.outvars:
+                if _jaxpr.is_inexact(var):
+                    rounded.setdefault(precision_of(_jaxpr.aval(var).dtype), []).append((site.path[:-1], var))
+    reached = {precision: flow.descendants(nodes) for precision, nodes in sorted(rounded.items())}
+
+    def known(parameter: Node | None, gradient: tuple[Node, ...]) -> Leaf:
+        exact = gradient[0] if gradient else parameter  # nothing is rounded on its way, or it is a constant
+        own = precision_of(_jaxpr.aval(exact[1]).dtype) if exact else 53
+        precision = min((p for p, nodes in reached.items() if nodes.intersection(gradient)), default=own)
+        slices = _scanned(flow, parameter) if parameter else None
+        terms = tuple(_terms(flow, gradient[0], slices)) if gradient else ()
+        return Leaf(None if precision == 53 else precision, slices, terms)
+
+    return [known(parameter, gradient) for parameter, gradient in zip(parameters, gradients, strict=True)]
 
 
 def _scanned(flow: Flow, parameter: Node) -> int | None:
@@ -70,8 +78,9 @@ def _scanned(flow: Flow, parameter: Node) -> int | None:
         for node, edge in flow.uses.get(stack.pop(), ()):
             if edge.kind == "slice":
                 inner = _jaxpr.control(flow.sites[edge.path].equation)
-                if isinstance(inner, Scan) and inner.length > 1:
-                    return inner.length
+                length = _jaxpr.aval(parameter[1]).shape[0]
+                if isinstance(inner, Scan) and inner.length == length > 1:
+                    return length
             cast = edge.kind == "equation" and flow.sites[edge.path].primitive == "convert_element_type"
             if (edge.kind == "alias" or cast) and node not in seen:
                 seen.add(node)
@@ -79,42 +88,71 @@ def _scanned(flow: Flow, parameter: Node) -> int | None:
     return None
 
 
-def _terms(flow: Flow, start: Node, sliced: bool, seen: set[Node]) -> list[Terms]:
-    """The last reductions behind a node; `seen` collects the nodes on the way to them."""
-    found: list[Terms] = []
-    stack = [start]
+def _terms(flow: Flow, gradient: Node, slices: int | None) -> list[Terms]:
+    """The last reductions behind a gradient leaf that a scan of `slices` steps may have stacked."""
+    found: dict[Terms, None] = {}
+    seen: set[object] = set()
+    # (node, what is known on the way to it, whether its first axis is the leaf's)
+    stack: list[tuple[Node, Terms, bool]] = [(gradient, Terms(()), slices is not None)]
     while stack:
-        node = stack.pop()
-        if node in seen:
+        node, so_far, first = stack.pop()
+        # The loops that count are those around the node.
+        so_far = dataclasses.replace(so_far, last_of=tuple(p for p in so_far.last_of if node[0][: len(p)] == p))
+        if (node, so_far, first) in seen:
             continue
-        seen.add(node)
+        seen.add((node, so_far, first))
         for edge in flow.edges.get(node, ()):
+            onward, kept = so_far, first and edge.kind != "stack"
             if edge.kind == "equation":
                 primitive = flow.sites[edge.path].primitive
-                if primitive in _SEEN_THROUGH:
-                    stack.extend(edge.sources)
-                elif primitive == "reduce_sum" and (behind := _summed(flow, edge.sources[0], sliced, seen)):
-                    found += behind
-                elif edge.sources and primitive not in ("cond", "while"):
-                    found.append(Terms(edge.path))
-            elif edge.carried is None and not (edge.kind == "stack" and sliced):
-                stack.extend(edge.sources)
+                if primitive not in _SEEN_THROUGH and not (primitive == "reduce_sum" and _adds_sums(flow, edge)):
+                    if edge.sources and primitive not in ("cond", "while"):
+                        found[dataclasses.replace(so_far, path=edge.path)] = None
+                    continue
+                turned = flow.sites[edge.path].equation.params.get("permutation", (0,))[0] != 0
+                kept = kept and not turned and all(_length(s) == slices for s in (node, *edge.sources))
+            elif edge.kind == "stack" and first:
+                inner = _jaxpr.control(flow.sites[edge.path].equation)
+                if isinstance(inner, Scan) and inner.length == slices:
+                    onward = dataclasses.replace(so_far, loop=edge.path)
+            elif edge.carried is not None and not _accumulates(flow, edge):
+                onward = dataclasses.replace(so_far, last_of=(*so_far.last_of, edge.path))
+            stack.extend((source, onward, kept) for source in edge.sources)
+    return list(found)
+
+
+def _length(node: Node) -> int | None:
+    """The length of a node's first axis."""
+    shape = _jaxpr.aval(node[1]).shape
+    return shape[0] if shape else None
+
+
+def _adds_sums(flow: Flow, edge: Edge) -> bool:
+    """Whether a sum adds up nothing but sums: it is one sum with them."""
+    made: list[str] = []
+    seen, stack = set(edge.sources), list(edge.sources)
+    while stack:
+        for back in flow.edges.get(stack.pop(), ()):
+            primitive = flow.sites[back.path].primitive if back.kind == "equation" else None
+            if primitive is None or primitive in _SEEN_THROUGH:
+                stack.extend(s for s in back.sources if s not in seen)
+                seen.update(back.sources)
             else:
-                inside = set(seen)
-                behind = [t for s in edge.sources for t in _terms(flow, s, sliced, inside)]
-                if edge.kind == "stack":
-                    behind = [dataclasses.replace(t, loop=t.loop or edge.path) for t in behind]
-                elif edge.carried not in inside:  # not a running sum
-                    behind = [dataclasses.replace(t, last_of=(*t.last_of, edge.path)) for t in behind]
-                found += behind
-    return found
+                made.append(primitive)
+    return bool(made) and all(primitive in _SUMS for primitive in made)
 
 
-def _summed(flow: Flow, node: Node, sliced: bool, seen: set[Node]) -> list[Terms]:
-    """The sums that a sum adds up again, if it adds up nothing else: a sum of sums is one sum."""
-    inside = set(seen)
-    behind = _terms(flow, node, sliced, inside)
-    if not all(flow.sites[t.path].primitive in _SUMS for t in behind):
-        return []
-    seen |= inside
-    return behind
+def _accumulates(flow: Flow, out: Edge) -> bool:
+    """Whether a loop adds to what it carries, rather than replacing it."""
+    seen, stack = set(out.sources), list(out.sources)
+    while stack:
+        node = stack.pop()
+        if node == out.carried:
+            return True
+        for edge in flow.edges.get(node, ()):
+            if edge.kind == "equation" and flow.sites[edge.path].primitive not in _SEEN_THROUGH:
+                continue
+            inside = [s for s in edge.sources if s not in seen and s[0][: len(out.path)] == out.path]
+            seen.update(inside)
+            stack.extend(inside)
+    return False
