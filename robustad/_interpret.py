@@ -159,7 +159,7 @@ def _cond(arithmetic: Arithmetic[Value], cond: Cond, operands: list[Value], path
 
 def _shard_map(arithmetic: Arithmetic[Value], mapped: ShardMap, operands: list[Value], path: Path):
     # check_vma only matters to differentiation, which has been done where a program is walked.
-    everywhere = jax.sharding.PartitionSpec(tuple(mapped.axis_names))
+    everywhere = jax.sharding.PartitionSpec(tuple(sorted(mapped.axis_names)))
 
     def shard(*values: Value) -> Any:
         outs, records = interpret(arithmetic, mapped.body, values, (*path, 0))

@@ -56,6 +56,11 @@ def aval(atom: Any) -> Any:
     return atom.aval
 
 
+def is_mutable(atom: Any) -> bool:
+    """Whether a variable is a reference to a mutable array (`jax.new_ref`)."""
+    return "Ref" in type(aval(atom)).__name__
+
+
 def is_traced(x: Any) -> bool:
     """Whether an array stands for one in a program that is being traced."""
     return isinstance(x, jax.core.Tracer)

@@ -119,6 +119,11 @@ def decode(tag: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (tag >> _SITE) & MOST_SITES, tag & 15, (tag >> _CLASS) & 7
 
 
+def without_loss(tag: np.ndarray) -> np.ndarray:
+    """Tags that tell only where and what, not how much."""
+    return tag & ((1 << _LOSS) - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Inherited:
     """What an output element takes over from its operands (arrays of the output's shape)."""
@@ -157,7 +162,7 @@ class OriginArithmetic:
 
     def equation(self, eqn: Equation, operands: Sequence[Origin], path: Path) -> tuple[list[Origin], None]:
         site = lax.add(
-            np.int32(self.numbers[path]), np.int32(0)
+            np.int32(self.numbers.get(path, 0)), np.int32(0)
         )  # a tracer inside a loop, where no options are allowed
         step = _traced_step if _jaxpr.is_traced(site) else _single_step
         return step(_Recipe(eqn), list(operands), site, self.precision), None
@@ -168,14 +173,23 @@ class _Recipe:
 
     def __init__(self, eqn: Equation):
         self.eqn = eqn
-        params = ((k, id(v) if isinstance(v, np.ndarray) else str(v)) for k, v in sorted(eqn.params.items()))
-        self.key = (eqn.primitive, *params, *(str(v.aval) for v in eqn.outvars))
+        params = ((k, _identity(v)) for k, v in sorted(eqn.params.items()))
+        self.key = (eqn.primitive, _identity(eqn.ctx), *params, *(str(v.aval) for v in eqn.outvars))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Recipe) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+def _identity(param: Any) -> Any:
+    """A parameter as part of a key; one that cannot be compared is like itself alone (the key's owner keeps it alive)."""
+    try:
+        hash(param)
+    except TypeError:
+        return id(param)
+    return param
 
 
 def _step(recipe: _Recipe, operands: list[Origin], site: Array, precision: int) -> list[Origin]:
@@ -208,8 +222,10 @@ def _moved(
 ) -> Sequence[Array | None] | None:
     """The tags of outputs that are operands moved; None for a primitive that computes."""
     if eqn.primitive.name == "gather":
-        (tag,) = _jaxpr.evaluate(eqn, [operands[0].tag, operands[1].working], fill_value=0)
-        out_of_bounds = jnp.isnan(outs[0].working) & (tag == 0)  # what it fills with
+        places = operands[1].working
+        (tag,) = _jaxpr.evaluate(eqn, [operands[0].tag, places], fill_value=0)
+        (outside,) = _jaxpr.evaluate(eqn, [jnp.zeros_like(operands[0].tag), places], fill_value=1)
+        out_of_bounds = (outside == 1) & jnp.isnan(outs[0].working)
         return [jnp.where(out_of_bounds, (_BORN << _LOSS) | (site << _SITE) | int(Event.OUT_OF_BOUNDS), tag)]
     if eqn.primitive.name in _shadow.MOVING:
         return _jaxpr.evaluate(eqn, [v.working if v.tag is None else v.tag for v in operands])
@@ -254,7 +270,7 @@ def inherit(eqn: Equation, operands: Sequence[Origin], out: Origin) -> Inherited
     pointwise = all(jnp.shape(v.working) in ((), shape) for v in floats)
     if name in _shadow.REDUCING | _EXTREMAL and "axes" in eqn.params and not pointwise:
         return _over_axes(eqn, floats[0], out)
-    if name == "dot_general":
+    if name == "dot_general" and len(floats) == 2:
         return _contracted(eqn, floats[0], floats[1])
     if name in _shadow.CUMULATIVE:
         return _running(eqn, floats[0])

@@ -5,7 +5,7 @@ two differ by rounding and range alone. Memory checkers and NSan (Courbet, CC 20
 
 A rule says how the outputs of one primitive are made in high precision. Rules are grouped by what the primitive does
 to its operands, and registered on the line below the group; a primitive without a rule is evaluated plainly, its twin
-starts anew from the working value, and the place is listed (`Shadow.lost`).
+starts anew from the working value, and the place is listed (`is_lost`).
 """
 
 import dataclasses
@@ -168,7 +168,8 @@ def _remainder(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Arra
     """x - q y with the quotient q of the working program."""
     a, b = operands
     x, y, r = (widened(v) for v in (a.working, b.working, working[0]))
-    return [high(a) - jnp.round((x - r) / y) * high(b)]
+    quotient = jnp.round((x - r) / y)
+    return [jnp.where(quotient == 0, high(a), high(a) - quotient * high(b))]
 
 
 @rule("sort")
@@ -329,7 +330,7 @@ class ShadowArithmetic:
 
     def blank(self, path: Path, at: Path) -> Array:
         lengths = [n for watched, loop, n in self.per_iteration if watched == path and loop[: len(at)] == at]
-        return jnp.zeros(tuple(lengths), np.float64)
+        return jnp.zeros(lengths[:1], np.float64)
 
     def fold(self, path: Path, at: Path, record: Array, new: Array, iteration: Array) -> Array:
         if (path, at) in self.last_only:
@@ -341,7 +342,7 @@ def terms_size(eqn: Equation, operands: Sequence[Shadow], highs: Sequence[Array 
     r"""\(\lVert \sum_i |t_i| \rVert_2\) over the outputs of a sum \(\sum_i t_i\), scaled against overflow, in float64."""
     name = eqn.primitive.name
     if name not in CONTRACTING and name not in ("reduce_sum", "scatter-add", "cumsum"):
-        return jnp.linalg.norm(jnp.abs(highs[0]).ravel())
+        return jnp.linalg.norm(jnp.abs(next(h for h in highs if h is not None)).ravel())
     scales = [jnp.ones(()) if v.high is None else jnp.max(jnp.abs(v.high), initial=0.0) for v in operands]
     safe = [jnp.where((s > 0) & jnp.isfinite(s), s, 1.0) for s in scales]
     if name in CONTRACTING:  # a product's size needs no more than float32

@@ -1,9 +1,10 @@
 """`audit`: where and why is this gradient wrong?"""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad.arithmetic import _shadow
+from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis import _causes
 from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost
 from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._blame import blame
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._first_pass import Audited, gradient_program, shadow_program
+from robustad.diagnosis._leaves import Leaf
 from robustad.diagnosis._report import Report, summary
 
 log = logging.getLogger("robustad")
@@ -46,12 +49,14 @@ def audit(
             for a structural zero, the size of the terms that its last reduction adds up.
 
     Returns:
-        A function of `f`'s arguments that returns a `Report`. It may be called any number of times; it cannot be called
-        under `jax.jit` (audit the function, not a trace of it).
+        A function of `f`'s arguments that returns a `Report`. Every call traces and compiles anew, and runs the program
+        once, or up to three times where it is not ok, with its side effects (callbacks, printing) each time. It cannot be
+        called under `jax.jit`: audit the function, not a trace of it.
 
     Raises:
         AuditError: (a ValueError) on calling: `f` does not trace, is not a floating scalar, or has nothing to
-            differentiate; `argnums` is wrong; the inputs hold NaN that reaches the value or the gradient.
+            differentiate; `argnums` is wrong; NaN in the inputs, and nothing else, makes the value or the gradient NaN; the
+            program uses mutable arrays (`jax.new_ref`).
 
     A leaf that is wholly in float64 has no reference yet: only non-finite values are found in it, and a note says so.
 
@@ -68,10 +73,12 @@ def audit(
     if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise AuditError(f"`threshold` must be a share of the precision in (0, 1]; got {threshold!r}.")
 
+    @functools.wraps(f, updated=())
     def audited(*args: Any, **kwargs: Any) -> Report:
-        return _run(f, argnums, has_aux, float(threshold), args, kwargs)
+        # The user's own switches against NaNs and compilation would stop the passes instead of informing them.
+        with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
+            return _run(f, argnums, has_aux, float(threshold), args, kwargs)
 
-    audited.__name__ = f"audit({getattr(f, '__name__', type(f).__name__)})"
     return audited
 
 
@@ -86,27 +93,17 @@ def _run(
     taken = audited.arguments
     with jax.enable_x64(True):
         log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
-        (value, *gradients), terms = shadow_program(audited)(*audited.operands)
+        (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
         leaves = [
-            accuracy(g.working, g.high, known, sum((terms[t.path] for t in known.terms), np.zeros(())))
-            for g, known in zip(gradients, audited.leaves)
+            accuracy(g.working, g.high, known, _terms(known, sizes)) for g, known in zip(gradients, audited.leaves)
         ]
-        value_finite = bool(jnp.isfinite(value.working))
-        wrong: list[tuple[int, str, Accuracy | None, np.ndarray]] = [
-            (k + 1, name, leaf, leaf.failing(threshold))
-            for k, (name, leaf) in enumerate(zip(taken.names, leaves))
-            if leaf.failing(threshold).any()
-        ]
-        nonfinite = {name for _, name, leaf, _ in wrong if leaf and leaf.nonfinite}
-        if not value_finite:
-            wrong.insert(0, (0, "value", None, np.ones(1, bool)))
-            nonfinite.add("value")
-        if nonfinite:
-            _refuse_nan(taken)
+        wrong = _wrong(taken.names, value, leaves, threshold)
+        nonfinite = {name for _, name, leaf, _ in wrong if leaf is None or leaf.nonfinite}
         bits = {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
-        found, notes = (
-            _causes.findings(audited, blame(audited, wrong, bool(nonfinite)), nonfinite, bits) if wrong else ([], [])
-        )
+        blamed = blame(audited, wrong, bool(nonfinite)) if wrong else []
+        if nonfinite and not blamed:
+            _refuse_nan(taken)
+        found, notes = _causes.findings(audited, blamed, nonfinite, bits) if wrong else ([], [])
     reference = float(np.asarray(value.high)) if audited.value.precision else None
     reference = reference if reference is not None and np.isfinite(reference) else None
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
@@ -127,6 +124,29 @@ def _run(
         seconds=time.perf_counter() - started,
         leaves=tuple(summary(name, leaf) for name, leaf in zip(taken.names, leaves)),
     )
+
+
+Wrong: TypeAlias = tuple[int, str, Accuracy | None, np.ndarray]
+"""(number of the output, its name, its accuracy or None for the value, its failing slices)."""
+
+
+def _wrong(names: Sequence[str], value: Shadow, leaves: Sequence[Accuracy], threshold: float) -> list[Wrong]:
+    """The outputs that are behind ok = False."""
+    wrong: list[Wrong] = [] if bool(jnp.isfinite(value.working)) else [(0, "value", None, np.ones(1, bool))]
+    for k, (name, leaf) in enumerate(zip(names, leaves, strict=True), 1):
+        failing = leaf.failing(threshold)
+        if failing.any():
+            wrong.append((k, name, leaf, failing))
+    return wrong
+
+
+def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
+    """The size of what a leaf's last reductions add up: one number, or one a slice."""
+    total = np.zeros(())
+    for term in known.terms:
+        size = np.asarray(sizes[term.path])
+        total = total + (size if size.shape in ((), (known.slices,)) else size.sum())
+    return total
 
 
 def _value_bits(value: jax.Array, reference: float | None, audited: Audited) -> float | None:

@@ -14,12 +14,24 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._jaxpr import Path, Site
-from robustad.arithmetic._origin import Event, Invalid, OriginArithmetic, SampleArithmetic, decode
+from robustad.arithmetic._origin import (
+    MOST_SITES,
+    Event,
+    Invalid,
+    OriginArithmetic,
+    SampleArithmetic,
+    decode,
+    without_loss,
+)
 from robustad.arithmetic._shadow import MOVING
 from robustad.diagnosis._accuracy import Accuracy, norm, wide
+from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._first_pass import Audited
 
 log = logging.getLogger("robustad")
+
+NOTED, MOST_CAUSES = 0.02, 12
+"""From this share of some leaf's error on, a cause is worth a note, if it is among so many largest."""
 
 DECISIVE = 0.25
 """A cause is one of the findings where at least this share of some leaf's squared error (or non-finite elements) is its."""
@@ -50,43 +62,78 @@ def blame(
     `wrong` has (number of the output, its name, its accuracy or None for the value, its failing slices); `nonfinite`:
     whether one of them is not finite.
     """
-    sites = [site for site in audited.flow.sites.values() if _jaxpr.control(site.equation) is None]
+    flow = audited.flow
+    wanted = flow.equations(flow.ancestors(node for k, *_ in wrong for node in flow.outputs[k]))
+    sites = [site for site in flow.sites.values() if site.path in wanted and _jaxpr.control(site.equation) is None]
+    if len(sites) > MOST_SITES:
+        raise AuditError(f"{len(sites)} equations are too many to track origins through: {MOST_SITES} are the most.")
     numbers = {site.path: k + 1 for k, site in enumerate(sites)}
     found: list[Blamed] = []
     default = audited.value.precision or 53
     for precision in sorted({(a.precision if a else None) or default for _, _, a, _ in wrong}):
-        arithmetic = OriginArithmetic(numbers, precision)
-        log.info("tracking the origins of errors through %d equations", len(audited.flow.sites))
+        log.info("tracking the origins of errors through %d equations", len(sites))
         # Not one program: equation by equation, each kind of which is compiled once however often it occurs.
-        outs, _ = audited.walked(arithmetic)(*audited.operands)
-        shares: dict[tuple[int, ...], dict[str, float]] = {}
+        outs, _ = audited.walked(OriginArithmetic(numbers, precision))(*audited.operands)
+        groups: dict[Any, _Group] = {}
         for k, name, leaf, failing in wrong:
             if ((leaf.precision if leaf else None) or default) == precision:
-                for key, share in _shares(outs[k], failing).items():
-                    shares.setdefault(key, {})[name] = share
-        kept = {key: by for key, by in shares.items() if key[0] > 0 and max(by.values()) >= 0.02}
-        blamed = {(sites[number - 1].path, event) for number, event, _ in kept}
-        quiet = {path for path, event in blamed if nonfinite and event not in _NONFINITE}
-        behind = {path: _behind(audited, path) for path in quiet}
-        suspects = frozenset(p for paths in behind.values() for p in paths)
-        log.info("looking at %d of them", len(blamed))
-        looking = SampleArithmetic(tuple(sorted(blamed)), suspects, precision)
-        _, records = jax.jit(audited.walked(looking))(*audited.operands)
-        for (number, event, invalid), by in kept.items():
-            site = sites[number - 1]
-            shows = [p for p in behind.get(site.path, ()) if bool(records[p]["born"])]
-            found.append(
-                Blamed(
-                    site,
-                    Event(event),
-                    Invalid(invalid) if invalid else None,
-                    by,
-                    precision,
-                    {k: np.asarray(v) for k, v in records[site.path][str(event)].items()},
-                    audited.flow.sites[shows[0]] if shows else None,
-                )
-            )
+                for (number, event, invalid), share in _shares(outs[k], failing).items():
+                    site = sites[number - 1]
+                    group = groups.setdefault((site.location or site.path, event), _Group())
+                    group.add(name, share, (number, event, invalid))
+        found += _looked_at(audited, precision, _largest(list(groups.values())), sites, nonfinite)
     return sorted(found, key=lambda b: -max(b.shares.values()))
+
+
+class _Group:
+    """The equations of one statement that suffer one event: they are one cause, their largest speaks for all."""
+
+    def __init__(self) -> None:
+        self.shares: dict[str, float] = {}
+        self.keys: dict[tuple[int, int, int], float] = {}
+
+    def add(self, name: str, share: float, key: tuple[int, int, int]) -> None:
+        self.shares[name] = self.shares.get(name, 0.0) + share
+        self.keys[key] = self.keys.get(key, 0.0) + share
+
+    @property
+    def share(self) -> float:
+        return max(self.shares.values())
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return max(self.keys, key=lambda key: self.keys[key])
+
+
+def _largest(groups: list[_Group]) -> list[_Group]:
+    """Those that are worth a word: with a share of `NOTED` or more, at the most `MOST_CAUSES`, at the least the largest."""
+    groups = sorted(groups, key=lambda group: -group.share)[:MOST_CAUSES]
+    return [group for k, group in enumerate(groups) if k == 0 or group.share >= NOTED]
+
+
+def _looked_at(
+    audited: Audited, precision: int, groups: list[_Group], sites: list[Site], nonfinite: bool
+) -> list[Blamed]:
+    """The groups, with the worst element of each."""
+    if not groups:
+        return []
+    log.info("looking at what happened there")
+    blamed = {(sites[group.key[0] - 1].path, group.key[1]) for group in groups}
+    quiet = {path for path, event in blamed if nonfinite and event not in _NONFINITE}
+    behind = {path: _behind(audited, path) for path in quiet}
+    suspects = frozenset(p for paths in behind.values() for p in paths)
+    looking = SampleArithmetic(tuple(sorted(blamed)), suspects, precision)
+    _, records = jax.jit(audited.walked(looking))(*audited.operands)
+    found = []
+    for group in groups:
+        number, event, invalid = group.key
+        site = sites[number - 1]
+        sample = {k: np.asarray(v) for k, v in records[site.path][str(event)].items()}
+        shows = [p for p in behind.get(site.path, ()) if bool(records[p]["born"])]
+        first = audited.flow.sites[shows[0]] if shows else None
+        klass = Invalid(invalid) if invalid else None
+        found.append(Blamed(site, Event(event), klass, group.shares, precision, sample, first))
+    return found
 
 
 _NONFINITE = (Event.OVERFLOW, Event.POLE, Event.INVALID)
@@ -108,7 +155,7 @@ def _behind(audited: Audited, path: Path, most: int = 24) -> list[Path]:
     ]
 
 
-def _shares(out: Any, failing: np.ndarray) -> dict[tuple[int, ...], float]:
+def _shares(out: Any, failing: np.ndarray) -> dict[tuple[int, int, int], float]:
     """(equation number, event, invalid class): its share of an output's error."""
     w, s, tag = (np.asarray(x) for x in (out.working, out.high, out.tag))
     w, s = w.astype(wide(w)), s.astype(wide(s))
@@ -120,9 +167,11 @@ def _shares(out: Any, failing: np.ndarray) -> dict[tuple[int, ...], float]:
         gap = np.abs(w - np.where(np.isfinite(s), s, w))
         sizes = np.array([norm(row) or 1.0 for row in gap])[:, None]
         weight = (gap / sizes) ** 2
-    number, event, invalid = decode(tag)
-    total: dict[tuple[int, ...], float] = {}
-    for key in {tuple(int(x) for x in k) for k in np.stack([number, event, invalid], -1).reshape(-1, 3)}:
-        mine = (number == key[0]) & (event == key[1]) & (invalid == key[2])
-        total[key] = float(weight[mine].sum() / max(weight.sum(), 1e-300))
-    return {key: share for key, share in total.items() if share > 0}
+    tags, which = np.unique(without_loss(tag), return_inverse=True)
+    shares = np.bincount(which.ravel(), weight.ravel()) / max(float(weight.sum()), 1e-300)
+    numbers, events, classes = decode(tags)
+    return {
+        (int(n), int(e), int(c)): float(share)
+        for n, e, c, share in zip(numbers, events, classes, shares, strict=True)
+        if n and share > 0
+    }

@@ -29,6 +29,7 @@ INVALID = {
 }
 
 _LINEAR = _shadow.MOVING | {"mul", "div", "add", "add_any", "sub", "neg", "convert_element_type", "reduce_sum"}
+_KEEPING = _shadow.MOVING | {"neg", "convert_element_type", "reduce_sum", "add_any"}
 _SOLVING = frozenset("cholesky triangular_solve lu eigh svd qr geqrf householder_product tridiagonal_solve".split())
 
 
@@ -51,7 +52,7 @@ def findings(
     if not decisive:
         decisive.update(list(merged)[:1])
     if not merged:
-        merged[None] = _nowhere(tuple(bits.keys() & nonfinite | ({"value"} & nonfinite)))
+        merged[None] = _nowhere(tuple(name for name in ("value", *bits) if name in nonfinite))
         decisive.add(None)
     return [f for k, f in merged.items() if k in decisive], [f for k, f in merged.items() if k not in decisive]
 
@@ -65,9 +66,10 @@ def _merged(first: Finding, other: Finding) -> Finding:
 
 
 def _nowhere(reaches: tuple[str, ...]) -> Finding:
-    """No equation made the non-finite value: it came in from outside."""
+    """No equation is to blame: a non-finite value came in from outside, or the error is seen in the first pass alone."""
+    outside = bool(reaches)
     return Finding(
-        kind="nan",
+        kind="nan" if outside else "ill-conditioned",
         phase="forward",
         file="<unknown>",
         line=0,
@@ -75,8 +77,12 @@ def _nowhere(reaches: tuple[str, ...]) -> Finding:
         primitive="",
         bits_lost=None,
         reaches=reaches,
-        cause="a non-finite constant or input reaches the outputs; no equation of the program made it.",
-        remedy="look for inf and nan in the arguments and in constants of the function.",
+        cause="a non-finite constant or input reaches the outputs; no equation of the program made it."
+        if outside
+        else "the error is gone where the program is compiled equation by equation: it depends on how XLA fuses it.",
+        remedy="look for inf and nan in the arguments and in constants of the function."
+        if outside
+        else "treat the result as sensitive to rounding: reformulate, or compute in a wider dtype.",
     )
 
 
@@ -143,7 +149,8 @@ class _Reader:
                     if s.primitive == "select_n" and s.transposed:
                         return s
                 seen |= {s.path for s in frontier}
-                passing = [s for s in frontier if s.transposed and s.primitive in _LINEAR]
+                # A product may be zero by itself, and then no branch is to blame: only what keeps zeros is seen through.
+                passing = [s for s in frontier if s.transposed and s.primitive in _KEEPING]
                 frontier = [o for s in passing for o in self.flow.operands(s.path) if o.path not in seen]
         return None
 
@@ -179,11 +186,13 @@ class _Reader:
         """The user's statement of an equation; inside a backward rule of the user's, the rule's own."""
         if self.is_primal(site) or site.location is None:
             return site.location
-        alike = [s for s in self.at[site.location] if s.transposed and s.primitive == site.primitive]
-        for where, equations in self.backward_rules:
-            own = [s for s in equations if s.primitive == site.primitive]
-            if where == site.location and own and len(alike) % len(own) == 0:
-                return own[alike.index(site) % len(own)].location or site.location
+        here = [s for s in self.at[site.location] if s.transposed]
+        names, at = [s.primitive for s in here], here.index(site) if site in here else -1
+        for where, rule in self.backward_rules:
+            if where == site.location and at >= 0:  # the rule's equations stand there one after the other
+                for start in range(max(0, at - len(rule) + 1), at + 1):
+                    if names[start : start + len(rule)] == [s.primitive for s in rule]:
+                        return rule[at - start].location or site.location
         return site.location
 
     # ------------------------------------------------------------------------------------- the finding
@@ -328,11 +337,11 @@ class _Reader:
                     "keep the indices inside the axis, or choose another mode (jnp.take(..., mode='clip')).",
                 )
             case "nan":
-                klass = INVALID.get(b.invalid, "invalid operation") if b.invalid else "invalid operation"
+                outside = b.invalid in (None, Invalid.LOG_ZERO, Invalid.NEGATIVE)
+                klass = "outside its domain" if outside or b.invalid is None else f"undefined ({INVALID[b.invalid]})"
                 values = f" of {', '.join(_number(x) for x, _ in inputs)}" if inputs else ""
                 return (
-                    f"`{name}`{values} is an invalid operation ({klass}){step}: it gives {_number(got)}, truly "
-                    f"{_number(true)}.",
+                    f"`{name}`{values} is {klass}{step}: it gives {_number(got)}, truly {_number(true)}.",
                     "add jitter to the diagonal, or factor in float64."
                     if name in _SOLVING
                     else "keep the argument inside the domain before the function, or mask the row out (double where).",

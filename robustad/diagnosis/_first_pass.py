@@ -79,6 +79,13 @@ def gradient_program(
             "with functools.partial; (c) wrong arguments or shapes."
         ) from e
     flow = Flow(program)
+    for site in flow.sites.values():
+        if any(_jaxpr.is_mutable(v) for v in (*site.equation.invars, *site.equation.outvars)):
+            where = f" at {site.location.file}:{site.location.line}" if site.location else ""
+            raise AuditError(
+                f"the program uses a mutable array (`{site.primitive}`{where}), which the audit cannot follow; write that "
+                "part with values, for example jnp.ndarray.at or a scan's carry."
+            )
     value, *gradients = leaves(flow, [None, *flow.inputs[: len(taken.leaves)]], flow.outputs)
     return Audited(taken, program, flow, gradients, value, scalar)
 

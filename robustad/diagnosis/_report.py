@@ -53,7 +53,8 @@ class Report:
         findings: one a cause, those behind ok = False.
         notes: the rest: places where the shadow was lost, leaves without a reference, causes that do not decide.
         value_bits_lost, value_reference: the same for the value.
-        function, threshold, precision, equations: what was audited, with the narrowest precision, and how large it is.
+        function, threshold, dtype, equations: what was audited, the narrowest float type in it, and how large it is.
+        seconds: how long the audit took.
         leaves: a `LeafSummary` of each gradient leaf, in order.
     """
 
@@ -61,6 +62,7 @@ class Report:
     gradient: Any
     reference: Any
     bits_lost: Any
+    seconds: float
     ok: bool = dataclasses.field(metadata={"static": True})
     findings: tuple[Finding, ...] = dataclasses.field(metadata={"static": True})
     notes: tuple[Finding, ...] = dataclasses.field(metadata={"static": True})
@@ -70,7 +72,6 @@ class Report:
     threshold: float = dataclasses.field(metadata={"static": True})
     dtype: str = dataclasses.field(metadata={"static": True})
     equations: int = dataclasses.field(metadata={"static": True})
-    seconds: float = dataclasses.field(metadata={"static": True})
     leaves: tuple[LeafSummary, ...] = dataclasses.field(metadata={"static": True})
 
     def scalars(self) -> dict[str, float]:

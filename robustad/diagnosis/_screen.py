@@ -70,7 +70,7 @@ def _rows(leaf: LeafSummary, threshold: float) -> Iterator[tuple[str, str, bool,
         bits = leaf.bits_lost[0]
         yield leaf.name, f"{bits:5.1f}{bad_values}", bool(leaf.nonfinite) or bits > threshold * of, bits
         return
-    wrong = [bits > threshold * of for bits in leaf.bits_lost]
+    wrong = [bits > threshold * of or (leaf.nonfinite > 0 and bits == of) for bits in leaf.bits_lost]
     start = 0
     for i in range(1, len(wrong) + 1):
         if i == len(wrong) or wrong[i] != wrong[start]:
