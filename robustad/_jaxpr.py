@@ -283,12 +283,25 @@ def location(eqn: Equation) -> Location | None:
     An equation inside a nested body carries only the frames below the call that traced the body, so None there means
     that the enclosing call's location holds.
     """
+    return _innermost(eqn, is_users)
+
+
+def _innermost(eqn: Equation, wanted: Callable[[str], bool]) -> Location | None:
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback else ():
-        if is_users(frame.file_name):
-            name = frame.function_name.rsplit(".", 1)[-1]
-            return Location(frame.file_name, frame.line_num, name)
+        if wanted(frame.file_name):
+            return Location(frame.file_name, frame.line_num, frame.function_name.rsplit(".", 1)[-1])
+        if frame.file_name.startswith(_PACKAGE):
+            return None  # beyond is who called robustad
     return None
+
+
+_JAX = os.path.join(os.path.dirname(os.path.abspath(jax.__file__)), "")
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file is an installed package's other than JAX: the best there is where the user's code is installed too."""
+    return "site-packages" in file and not file.startswith((_JAX, _PACKAGE))
 
 
 def is_transposed(eqn: Equation) -> bool:
@@ -321,7 +334,9 @@ def _sites(
 ) -> Iterator[Site]:
     for i, eqn in enumerate(program.equations):
         here = (*path, i)
-        site = Site(here, eqn, location(eqn) or outer, transposed or is_transposed(eqn), loops)
+        site = Site(
+            here, eqn, location(eqn) or outer or _innermost(eqn, _is_installed), transposed or is_transposed(eqn), loops
+        )
         yield site
         if inner := control(eqn):
             within = (*loops, here) if isinstance(inner, Scan | While) else loops

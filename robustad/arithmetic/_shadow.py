@@ -301,10 +301,8 @@ def shadowed(eqn: Equation, operands: Sequence[Shadow]) -> tuple[list[Array], li
 
 def is_lost(eqn: Equation) -> bool:
     """Whether the shadow is lost at an equation: no rule for its primitive, and floating values that pass through."""
-    name = eqn.primitive.name
-    if not any(_jaxpr.is_inexact(v) for v in eqn.outvars) or name in RULES:
-        return False
-    return not name.startswith(("random_", "threefry", "rng_"))
+    passes = any(_jaxpr.is_inexact(v) for v in eqn.invars) and any(_jaxpr.is_inexact(v) for v in eqn.outvars)
+    return passes and eqn.primitive.name not in RULES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,180 @@
+"""Who is blamed, and for what, in the cases that are easy to get wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import robustad as rad
+from robustad.diagnosis import AuditError
+
+
+def test_one_statement_of_an_unrolled_loop_is_one_cause():
+    def loss(x):
+        s = 0.0
+        for i in range(64):
+            s = s + (1 - jnp.cos(x[i])) / x[i] ** 2
+        return s
+
+    (finding,) = rad.audit(loss)(jnp.full(64, 1.5e-4)).findings
+    assert finding.kind == "cancellation"
+    assert finding.line == loss.__code__.co_firstlineno + 3
+    assert finding.reaches == ("x",)
+
+
+def test_slices_are_those_of_the_outermost_scan():
+    """The gradient of a shift before a centring is zero, for every slice of a leaf that two nested scans run over."""
+
+    def loss(w):
+        def outer(c, row):
+            def inner(c, b):
+                x = jnp.arange(1.0, 5.0) * 0.37 + b
+                x -= x.mean()
+                return c + jnp.sum(x**2 * jnp.sin(x)), None
+
+            return lax.scan(inner, c, row)[0], None
+
+        return lax.scan(outer, 0.0, w)[0]
+
+    report = rad.audit(loss)(jnp.ones((5, 2)))
+    assert report.bits_lost.shape == (5,)
+    assert report.ok, str(report)
+
+
+def test_an_exact_mask_in_a_narrow_dtype_hides_nothing():
+    def loss(x):
+        mask = (x > 0).astype(jnp.bfloat16).astype(jnp.float32)
+        return jnp.sum((1 - jnp.cos(x * mask)) ** 2)
+
+    report = rad.audit(loss)(jnp.full(3, 1e-3))
+    assert report.dtype == "f32"
+    assert not report.ok
+
+
+def test_two_callbacks_that_look_alike_are_two():
+    class Times:
+        def __init__(self, factor):
+            self.factor = factor
+
+        def __repr__(self):
+            return "Times"
+
+        def __call__(self, x):
+            return np.asarray(self.factor * x, np.float32)
+
+    def loss(w, x):
+        shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        a, b = (jax.pure_callback(Times(k), shape, x) for k in (1.0, 5.0))
+        return jnp.sum(w * (a - b)) + jnp.sum(jnp.log(w - w))  # not finite, so that origins are tracked
+
+    report = rad.audit(loss)(jnp.ones(2), jnp.ones(2))
+    assert report.findings[0].primitive == "log"
+
+
+def test_a_taken_branch_is_not_called_untaken():
+    def loss(x):
+        return jnp.sum(jnp.where(x >= 0, jnp.sqrt(x) * x, 0.0))
+
+    (finding,) = rad.audit(loss)(jnp.array([0.0, 4.0])).findings
+    assert finding.kind == "zero-times-inf"
+    assert "untaken" not in finding.cause
+
+
+def test_arithmetic_beside_a_users_rule_is_not_the_rules():
+    @jax.custom_vjp
+    def h(x):
+        return jnp.sin(x)
+
+    def backward(x, ct):
+        return (ct * jnp.cos(x),)
+
+    h.defvjp(lambda x: (jnp.sin(x), x), backward)
+
+    def loss(x):
+        return jnp.sum(h(x) * 1e-30 * 1e-30)
+
+    (finding,) = rad.audit(loss)(jnp.ones(3)).findings
+    assert finding.line == loss.__code__.co_firstlineno + 1
+
+
+def test_a_nan_in_a_constant_table_is_not_out_of_bounds():
+    table = jnp.array([1.0, jnp.nan, 3.0])
+    (finding,) = rad.audit(lambda x: jnp.sum(x * table[jnp.array([0, 1])]))(jnp.ones(2)).findings
+    assert "constant or input" in finding.cause
+    (finding,) = rad.audit(lambda x: jnp.sum(jnp.take(x, jnp.array([0, 7]))))(jnp.ones(2)).findings
+    assert "out of bounds" in finding.cause
+
+
+def test_a_masked_nan_input_does_not_hide_another_fault():
+    def loss(w, x):
+        return jnp.sum(w * jnp.where(jnp.isnan(x), 0.0, x)) + jnp.sum(jnp.sqrt(w - w))
+
+    (finding,) = rad.audit(loss)(jnp.ones(2), jnp.array([1.0, jnp.nan])).findings
+    assert finding.primitive == "sqrt"
+
+
+def test_the_remainder_by_infinity_keeps_its_reference():
+    report = rad.audit(lambda x: jnp.sum(jnp.fmod(x, jnp.inf) ** 2))(jnp.ones(3))
+    assert report.ok
+    assert report.reference is not None
+
+
+def test_integer_operands_of_contractions():
+    def loss(w, x):
+        sizes = jnp.array([2, 1], jnp.int32)
+        return jnp.sum(lax.ragged_dot(x, w, sizes) ** 2)
+
+    assert rad.audit(loss)(jnp.ones((2, 4, 5)), jnp.ones((3, 4))).ok
+
+
+def test_the_users_own_switches_do_not_stop_the_audit():
+    def loss(x):
+        return jnp.sum(jnp.where(x > 0, jnp.log(x), 0.0))
+
+    for switch in (jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit(True)):
+        with switch:
+            assert not rad.audit(loss)(jnp.array([0.0, 1.0])).ok
+
+
+def test_mutable_arrays_are_refused_by_name():
+    def loss(x):
+        ref = jax.new_ref(x)
+        ref[...] = ref[...] * 2
+        return jnp.sum(ref[...])
+
+    with pytest.raises(AuditError, match="mutable array"):
+        rad.audit(loss)(jnp.ones(3))
+
+
+def test_shards_are_audited():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+
+    def local(w, x):
+        p = jax.nn.softmax(x @ w)
+        return lax.pmean(-jnp.mean(jnp.log(p[:, 0])), "d")
+
+    loss = jax.shard_map(local, mesh=mesh, in_specs=(spec(), spec("d")), out_specs=spec())
+    w, x = jax.random.normal(jax.random.key(0), (3, 4)), jax.random.normal(jax.random.key(1), (16, 3))
+    assert rad.audit(loss)(w, x).ok
+    (finding,) = rad.audit(loss)(200 * w, x).findings
+    assert (finding.kind, finding.line) == ("underflow", local.__code__.co_firstlineno + 1)
+
+
+def test_nothing_is_said_of_code_that_is_right_before_it_compensates():
+    """A Kahan sum beside a fault: its compensation is all rounding, and nobody's fault."""
+
+    def loss(w, xs):
+        def add(state, x):
+            total, low = state
+            y = w * x - low
+            new = total + y
+            return (new, (new - total) - y), None
+
+        (total, _), _ = lax.scan(add, (jnp.float32(0), jnp.float32(0)), xs)
+        return total + ((1 - jnp.cos(w * 1e-4)) * 1e9) ** 2
+
+    (finding,) = rad.audit(loss)(jnp.float32(1), jnp.full(100, 0.1)).findings
+    assert finding.kind == "cancellation"
+    assert finding.line == loss.__code__.co_firstlineno + 8
