@@ -20,7 +20,7 @@ def test_one_statement_of_an_unrolled_loop_is_one_cause():
     (finding,) = rad.audit(loss)(jnp.full(64, 1.5e-4)).findings
     assert finding.kind == "cancellation"
     assert finding.line == loss.__code__.co_firstlineno + 3
-    assert finding.reaches == ("x",)
+    assert set(finding.reaches) == {"x", "value"}
 
 
 def test_slices_are_those_of_the_outermost_scan():
@@ -178,3 +178,51 @@ def test_nothing_is_said_of_code_that_is_right_before_it_compensates():
     (finding,) = rad.audit(loss)(jnp.float32(1), jnp.full(100, 0.1)).findings
     assert finding.kind == "cancellation"
     assert finding.line == loss.__code__.co_firstlineno + 8
+
+
+def test_a_users_derivative_rule_is_code_like_any():
+    @jax.custom_jvp
+    def log_cosh(x):
+        return jnp.abs(x) + jnp.log1p(jnp.exp(-2 * jnp.abs(x))) - jnp.log(2.0)
+
+    @log_cosh.defjvp
+    def rule(primals, tangents):
+        (x,), (t,) = primals, tangents
+        up, down = jnp.exp(x), jnp.exp(-x)
+        return log_cosh(x), t * (up - down) / (up + down)
+
+    (finding,) = rad.audit(lambda x: jnp.sum(log_cosh(x)))(jnp.full(3, 300.0)).findings
+    assert (finding.kind, finding.phase, finding.primitive) == ("overflow", "backward", "exp")
+    assert finding.line == rule.__code__.co_firstlineno + 3
+
+
+def test_a_users_backward_rule_under_vmap():
+    @jax.custom_vjp
+    def unit(x):
+        return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+
+    def backward(x, ct):
+        n = jnp.sqrt(jnp.sum(x * x))
+        return (ct / n,)
+
+    unit.defvjp(lambda x: (unit(x), x), backward)
+    (finding,) = rad.audit(lambda x: jnp.sum(jax.vmap(unit)(x)))(jnp.array([[0.0, 0.0], [3.0, 4.0]])).findings
+    assert finding.line == backward.__code__.co_firstlineno + 2
+    assert finding.kind == "nan"
+
+
+def test_a_wrong_value_with_a_right_gradient_is_a_note():
+    def loss(w, x):
+        return w**2 + 1e3 * jnp.mean((1 - jnp.cos(x)) * 1e6)
+
+    report = rad.audit(loss)(jnp.float32(0.1), jnp.full(3, 1e-4))
+    assert report.ok
+    assert report.value_bits_lost > 12
+    (note,) = report.notes
+    assert (note.kind, note.reaches) == ("cancellation", ("value",))
+    assert note.line == loss.__code__.co_firstlineno + 1
+
+
+def test_an_infinite_input_is_named():
+    (finding,) = rad.audit(lambda x, scale: jnp.sum(x * scale))(jnp.ones(2), jnp.array([1.0, jnp.inf])).findings
+    assert "`scale` holds infinities" in finding.cause

@@ -152,7 +152,10 @@ def arguments(f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[A
 
 def _argnums(argnums: Any, n: int) -> tuple[int, ...]:
     given = (argnums,) if isinstance(argnums, int | np.integer) else argnums
-    if not isinstance(given, Sequence) or not given or not all(isinstance(i, int | np.integer) for i in given):
+    ints = isinstance(given, Sequence) and all(
+        isinstance(i, int | np.integer) and not isinstance(i, bool) for i in given
+    )
+    if not ints or not given:
         raise AuditError(f"`argnums` must be an int or a non-empty sequence of ints; got {argnums!r}.")
     wrong = [i for i in given if not -n <= i < n]
     if wrong:

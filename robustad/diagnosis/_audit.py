@@ -97,25 +97,27 @@ def _run(
         leaves = [
             accuracy(g.working, g.high, known, _terms(known, sizes)) for g, known in zip(gradients, audited.leaves)
         ]
+        reference, value_bits = _value(value, audited)
         wrong = _wrong(taken.names, value, leaves, threshold)
-        nonfinite = {name for _, name, leaf, _ in wrong if leaf is None or leaf.nonfinite}
-        bits = {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
+        names = {name for _, name, *_ in wrong}
+        if "value" not in names and (value_bits or 0.0) > threshold * (audited.value.precision or 53):
+            wrong.append((0, "value", None, np.ones(1, bool)))  # worth a note, though it decides nothing
+        nonfinite = {name for _, name, leaf, _ in wrong if name in names and (leaf is None or leaf.nonfinite)}
+        bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
         blamed = blame(audited, wrong, bool(nonfinite)) if wrong else []
         if nonfinite and not blamed:
             _refuse_nan(taken)
-        found, notes = _causes.findings(audited, blamed, nonfinite, bits) if wrong else ([], [])
-    reference = float(np.asarray(value.high)) if audited.value.precision else None
-    reference = reference if reference is not None and np.isfinite(reference) else None
+        found, notes = _causes.findings(audited, blamed, names, nonfinite, bits)
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
     return Report(
         value=value.working,
         gradient=taken.like([leaf.gradient for leaf in leaves]),
         reference=taken.like([leaf.reference for leaf in leaves]),
         bits_lost=taken.like([leaf.bits_lost for leaf in leaves]),
-        ok=not wrong,
+        ok=not names,
         findings=tuple(found),
         notes=tuple(notes),
-        value_bits_lost=_value_bits(value.working, reference, audited),
+        value_bits_lost=value_bits,
         value_reference=reference,
         function=getattr(f, "__name__", type(f).__name__),
         threshold=threshold,
@@ -149,10 +151,12 @@ def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
     return total
 
 
-def _value_bits(value: jax.Array, reference: float | None, audited: Audited) -> float | None:
-    if reference is None or audited.value.precision is None:
-        return None
-    return bits_lost(np.asarray(value, np.float64), np.asarray(reference), audited.value.precision)
+def _value(value: Shadow, audited: Audited) -> tuple[float | None, float | None]:
+    """The value's reference and the bits that it has lost; None where there is no reference."""
+    precision, reference = audited.value.precision, float(np.asarray(value.high))
+    if precision is None or not np.isfinite(reference):
+        return None, None
+    return reference, bits_lost(np.asarray(value.working, np.float64), np.asarray(reference), precision)
 
 
 def _dtype(audited: Audited) -> str:
@@ -166,7 +170,8 @@ def _refuse_nan(taken: Arguments) -> None:
         if _jaxpr.is_inexact(x) and (count := int(jnp.isnan(x).sum())):
             raise AuditError(
                 f"the inputs hold NaN: {count} of {x.size} elements of a {x.dtype}{list(x.shape)} array in `{title}`, and "
-                "it reaches the value or the gradient. The program is not to blame: clean or mask that input, then audit."
+                "it reaches the value or the gradient. No equation of the program made it: clean that input, then audit. "
+                "If it is masked, mask it before it is used, not after: f(jnp.where(jnp.isnan(x), 0., x))."
             )
 
 

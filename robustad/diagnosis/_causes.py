@@ -28,17 +28,26 @@ INVALID = {
     Invalid.NEGATIVE: "sqrt of negative",
 }
 
-_LINEAR = _shadow.MOVING | {"mul", "div", "add", "add_any", "sub", "neg", "convert_element_type", "reduce_sum"}
+_LINEAR = (
+    _shadow.MOVING
+    | _shadow.CONTRACTING
+    | {"mul", "div", "add", "add_any", "sub", "neg", "convert_element_type", "reduce_sum"}
+)
 _KEEPING = _shadow.MOVING | {"neg", "convert_element_type", "reduce_sum", "add_any"}
 _SOLVING = frozenset("cholesky triangular_solve lu eigh svd qr geqrf householder_product tridiagonal_solve".split())
 
 
 def findings(
-    audited: Audited, blamed: Sequence[Blamed], nonfinite: set[str], bits: dict[str, float | None]
+    audited: Audited,
+    blamed: Sequence[Blamed],
+    wrong: set[str],
+    nonfinite: set[str],
+    bits: dict[str, float | None],
 ) -> tuple[list[Finding], list[Finding]]:
-    """(decisive causes, the rest): one finding a statement and kind.
+    """(decisive causes, the rest): one finding a statement.
 
-    `nonfinite`: the outputs that are not finite; `bits`: the most bits that each output has lost.
+    `wrong`: the outputs behind ok = False; `nonfinite`: those that are not finite; `bits`: the most bits that each output
+    has lost.
     """
     reader = _Reader(audited)
     merged: dict[object, Finding] = {}
@@ -46,13 +55,13 @@ def findings(
     for b in blamed:
         finding = reader.finding(b, nonfinite, bits)
         key = (finding.file, finding.line) if finding.line else b.site.path
-        if max(b.shares.values()) >= DECISIVE:
+        if max((share for name, share in b.shares.items() if name in wrong), default=0.0) >= DECISIVE:
             decisive.add(key)
         merged[key] = _merged(merged[key], finding) if key in merged else finding
-    if not decisive:
+    if wrong and not decisive:
         decisive.update(list(merged)[:1])
-    if not merged:
-        merged[None] = _nowhere(tuple(name for name in ("value", *bits) if name in nonfinite))
+    if wrong and not merged:
+        merged[None] = _nowhere(tuple(name for name in bits if name in nonfinite), audited)
         decisive.add(None)
     return [f for k, f in merged.items() if k in decisive], [f for k, f in merged.items() if k not in decisive]
 
@@ -65,9 +74,11 @@ def _merged(first: Finding, other: Finding) -> Finding:
     return dataclasses.replace(leading, reaches=reaches, bits_lost=most, invalid=leading.invalid or second.invalid)
 
 
-def _nowhere(reaches: tuple[str, ...]) -> Finding:
+def _nowhere(reaches: tuple[str, ...], audited: Audited) -> Finding:
     """No equation is to blame: a non-finite value came in from outside, or the error is seen in the first pass alone."""
     outside = bool(reaches)
+    infinite = [title for title, x in audited.arguments.inputs if _jaxpr.is_inexact(x) and bool(jnp.isinf(x).any())]
+    held = f"input (`{infinite[0]}` holds infinities)" if infinite else "constant or input"
     return Finding(
         kind="nan" if outside else "ill-conditioned",
         phase="forward",
@@ -77,7 +88,7 @@ def _nowhere(reaches: tuple[str, ...]) -> Finding:
         primitive="",
         bits_lost=None,
         reaches=reaches,
-        cause="a non-finite constant or input reaches the outputs; no equation of the program made it."
+        cause=f"a non-finite {held} reaches the outputs; no equation of the program made it."
         if outside
         else "the error is gone where the program is compiled equation by equation: it depends on how XLA fuses it.",
         remedy="look for inf and nan in the arguments and in constants of the function."
@@ -186,9 +197,11 @@ class _Reader:
         """The user's statement of an equation; inside a backward rule of the user's, the rule's own."""
         if self.is_primal(site) or site.location is None:
             return site.location
-        here = [s for s in self.at[site.location] if s.transposed]
+        # Batching adds what moves data.
+        here = [s for s in self.at[site.location] if s.transposed and s.primitive not in _shadow.MOVING]
         names, at = [s.primitive for s in here], here.index(site) if site in here else -1
-        for where, rule in self.backward_rules:
+        for where, equations in self.backward_rules:
+            rule = [s for s in equations if s.primitive not in _shadow.MOVING]
             if where == site.location and at >= 0:  # the rule's equations stand there one after the other
                 for start in range(max(0, at - len(rule) + 1), at + 1):
                     if names[start : start + len(rule)] == [s.primitive for s in rule]:
@@ -222,7 +235,7 @@ class _Reader:
             reaches=reaches,
             cause=cause,
             remedy=remedy,
-            invalid=INVALID[invalid] if invalid else None,
+            invalid=INVALID[invalid] if invalid and kind in ("nan", "zero-times-inf") else None,
             shows_at=self.shown(b, where) if nonfinite & b.shares.keys() else None,
         )
 
@@ -233,7 +246,12 @@ class _Reader:
         return f"{os.path.basename(at.file)}:{at.line} ({b.shows.primitive})"
 
     def kind(self, b: Blamed, forward: bool, nonfinite: bool, lost: float) -> str:
-        partial = not forward and not b.site.transposed
+        # An equation of a derivative rule stands where its function does; in a rule of the user's it is code like any.
+        own_rule = not forward and (
+            self.statement(b.site) != b.site.location
+            or (not b.site.transposed and not any(self.is_primal(s) for s in self.at[b.site.location]))
+        )
+        partial = not forward and not b.site.transposed and not own_rule
         match b.event:
             case Event.OVERFLOW | Event.UNDERFLOW:
                 over = b.event == Event.OVERFLOW
@@ -247,7 +265,7 @@ class _Reader:
             case Event.POLE | Event.INVALID:
                 if b.invalid == Invalid.ZERO_TIMES_INF:
                     return "zero-times-inf"
-                if forward:
+                if forward or own_rule:
                     return "nan"
                 return "zero-times-inf" if nonfinite else "unstable-derivative"
             case _ if partial or (not forward and self.rule_of(b.site) is not None):
@@ -313,7 +331,7 @@ class _Reader:
                         "make the argument safe before the function too (double where): "
                         "y = f(jnp.where(ok, x, 1.)); jnp.where(ok, y, other).",
                     )
-                at = f" at {_number(inputs[-1][0])}" if inputs and not forward else ""
+                at = " at 0" if not forward and any(x == 0 for x, _ in inputs) else ""
                 return (
                     f"`{primitive}` has an infinite {'value' if forward else 'derivative'}{at}, which meets a zero: "
                     "0 * inf is NaN.",
@@ -386,8 +404,12 @@ def _cancellation_remedy(text: str) -> str:
     for pattern, remedy in (
         (r"cos\(", "1 - cos(x) is 2 * sin(x / 2)**2"),
         (r"exp\(", "use jnp.expm1"),
-        (r"sqrt\(", "multiply by the conjugate: sqrt(a) - sqrt(b) is (a - b) / (sqrt(a) + sqrt(b))"),
-        (r"mean\(|var|\*\*\s*2", "subtract the mean before squaring (jnp.var), or use a difference of factors"),
+        (r"erf\(", "use the complement: jax.scipy.special.erfc, or log_ndtr for its logarithm"),
+        (r"sqrt\(.*-.*sqrt\(", "multiply by the conjugate: sqrt(a) - sqrt(b) is (a - b) / (sqrt(a) + sqrt(b))"),
+        (
+            r"(\*\*\s*2|square\(|\*).*\)\s*-\s.*(\*\*\s*2|square\(|\*)",
+            "subtract the mean before squaring (jnp.var), or use a difference of factors",
+        ),
         (r"sigmoid|tanh|softmax", "use the complement by its own formula: 1 - sigmoid(x) is sigmoid(-x)"),
     ):
         if re.search(pattern, text):

@@ -61,7 +61,7 @@ def gradient_program(
         out = taken.call(leaves, others)
         if has_aux:
             if not isinstance(out, tuple) or len(out) != 2:
-                raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {type(out).__name__}.")
+                raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {_kind(out)}.")
             out = out[0]
         return _checked(out, has_aux)
 
@@ -73,7 +73,7 @@ def gradient_program(
     except Exception as e:  # whatever the user's code raises
         name = getattr(f, "__name__", "the function")
         raise AuditError(
-            f"`{name}` cannot be traced and differentiated: {type(e).__name__}: {_first_line(e)}\n"
+            f"`{name}` cannot be traced and differentiated: {type(e).__name__}: {_message(e)}\n"
             "The audit traces it as `jax.jit(jax.value_and_grad(f))` would; make that call work first. Likely causes: "
             "(a) Python control flow on an array: use jnp.where or lax.cond; (b) an argument that must be static: bind it "
             "with functools.partial; (c) wrong arguments or shapes."
@@ -90,15 +90,19 @@ def gradient_program(
     return Audited(taken, program, flow, gradients, value, scalar)
 
 
-def _first_line(e: Exception) -> str:
-    return next((line for line in str(e).splitlines() if line.strip()), "(no message)")[:300]
+def _message(e: Exception) -> str:
+    return str(e).strip()[:1500] or "(no message)"
+
+
+def _kind(out: Any) -> str:
+    return f"{out.dtype}{list(out.shape)}" if hasattr(out, "dtype") else type(out).__name__
 
 
 def _checked(out: Any, has_aux: bool) -> Array:
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or (leaves[0] is not out and not hasattr(out, "dtype")):
         hint = "" if has_aux else " If it returns (value, aux), pass has_aux=True."
-        raise AuditError(f"`f` must return a scalar; it returned {type(out).__name__} of {len(leaves)} leaves.{hint}")
+        raise AuditError(f"`f` must return a scalar; it returned {_kind(out)} of {len(leaves)} leaves.{hint}")
     out = jnp.asarray(out)
     if out.shape != ():
         raise AuditError(

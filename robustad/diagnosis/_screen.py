@@ -95,7 +95,8 @@ def _place(finding: Finding) -> str:
 
 def _finding(number: str, finding: Finding, style: str) -> Iterator[Line]:
     where = f" in {finding.function}" if finding.function else ""
-    invalid = f"   ({finding.invalid})" if finding.invalid else ""
+    undefined = finding.invalid in ("0*inf", "inf-inf", "0/0", "inf/inf")
+    invalid = f"   ({finding.invalid})" if undefined else ""
     place = "" if finding.file == "<unknown>" else f"   {_place(finding)}{where}"
     yield Line(f"{number}{finding.kind.upper()}   {finding.phase}{place}{invalid}", style)
     if finding.source:
