@@ -60,7 +60,7 @@ class Invalid(enum.IntEnum):
 
 
 _BORN = 127
-_LOSS, _SITE, _CLASS = 24, 7, 4
+LOSS, _SITE, _CLASS = 24, 7, 4
 MOST_SITES = 2**17 - 1
 
 _ADDING = frozenset(
@@ -121,7 +121,7 @@ def decode(tag: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def without_loss(tag: np.ndarray) -> np.ndarray:
     """Tags that tell only where and what, not how much."""
-    return tag & ((1 << _LOSS) - 1)
+    return tag & ((1 << LOSS) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,7 @@ class OriginArithmetic:
     watched: frozenset[Path] = frozenset()
 
     def lift(self, x: Any) -> Origin:
-        return _lifted(_shadow.lift(x), self.precision)
+        return lifted(_shadow.lift(x), self.precision)
 
     def plain(self, value: Origin) -> Array:
         return value.working
@@ -196,7 +196,7 @@ def _step(recipe: _Recipe, operands: list[Origin], site: Array, precision: int) 
     """The outputs of one equation, with their tags."""
     eqn = recipe.eqn
     working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
-    outs = [_lifted(Shadow(w, h), precision) for w, h in zip(working, highs)]
+    outs = [lifted(Shadow(w, h), precision) for w, h in zip(working, highs)]
     if all(v.high is None for v in operands) or all(o.high is None for o in outs):
         return outs
     tags = _moved(eqn, operands, outs, site)
@@ -212,7 +212,8 @@ _traced_step = jax.jit(_step, static_argnums=(0, 3))
 _single_step = jax.jit(_step, static_argnums=(0, 3), compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _lifted(value: Shadow, precision: int) -> Origin:
+def lifted(value: Shadow, precision: int) -> Origin:
+    """A shadow value without a past."""
     tag = None if value.high is None else jnp.zeros(value.high.shape, jnp.int32)
     return Origin(value.working, value.high, tag, precision)
 
@@ -226,9 +227,10 @@ def _moved(
         (tag,) = _jaxpr.evaluate(eqn, [operands[0].tag, places], fill_value=0)
         (outside,) = _jaxpr.evaluate(eqn, [jnp.zeros_like(operands[0].tag), places], fill_value=1)
         out_of_bounds = (outside == 1) & jnp.isnan(outs[0].working)
-        return [jnp.where(out_of_bounds, (_BORN << _LOSS) | (site << _SITE) | int(Event.OUT_OF_BOUNDS), tag)]
+        return [jnp.where(out_of_bounds, (_BORN << LOSS) | (site << _SITE) | int(Event.OUT_OF_BOUNDS), tag)]
     if eqn.primitive.name in _shadow.MOVING:
-        return _jaxpr.evaluate(eqn, [v.working if v.tag is None else v.tag for v in operands])
+        moved = _jaxpr.evaluate(eqn, [v.working if v.tag is None else v.tag for v in operands])
+        return [None if o.high is None else tag for o, tag in zip(outs, moved)]
     if eqn.primitive.name == "sort":
         axis = eqn.params["dimension"]
         places = lax.broadcasted_iota(jnp.int32, operands[0].working.shape, axis)
@@ -248,14 +250,14 @@ def judged(eqn: Equation, operands: Sequence[Origin], out: Origin, site: Array |
     own = jnp.where(out.bad & (2 * taken.lost >= out.precision) & (taken.tag > 0), 0, lost - taken.lost)
     event, invalid = happened(eqn, operands, out, taken)
     # What an equation loses at every step of a loop adds up.
-    before = jnp.where((taken.tag >> _SITE) & MOST_SITES == site, taken.tag >> _LOSS, 0)
-    mine = (jnp.minimum(own + before, lost) << _LOSS) | (site << _SITE) | event
+    before = jnp.where((taken.tag >> _SITE) & MOST_SITES == site, taken.tag >> LOSS, 0)
+    mine = (jnp.minimum(own + before, lost) << LOSS) | (site << _SITE) | event
     mine = jnp.where(jnp.isnan(w) | (event == Event.POLE), mine | (invalid << _CLASS), mine)
     # What is inherited cannot have lost more on the way than the output has; the class of a NaN is that of its birth.
-    theirs = (jnp.minimum(taken.tag >> _LOSS, lost) << _LOSS) | (taken.tag & ((1 << _LOSS) - 1))
+    theirs = (jnp.minimum(taken.tag >> LOSS, lost) << LOSS) | (taken.tag & ((1 << LOSS) - 1))
     unnamed = jnp.isnan(w) & ((taken.tag >> _CLASS) & 7 != invalid) & ~taken.nan
     theirs = jnp.where(unnamed, (theirs & ~(7 << _CLASS)) | (invalid << _CLASS), theirs)
-    keep = (taken.tag > 0) & ((mine >> _LOSS) <= (theirs >> _LOSS))
+    keep = (taken.tag > 0) & ((mine >> LOSS) <= (theirs >> LOSS))
     return jnp.where(lost > 0, jnp.where(keep, theirs, jnp.where(own > 0, mine, 0)), 0)
 
 
@@ -482,97 +484,3 @@ def happened(eqn: Equation, operands: Sequence[Origin], out: Origin, taken: Inhe
     unborn = jnp.where(jnp.isinf(w), int(Event.POLE), int(Event.INVALID))
     nonfinite = jnp.where(jnp.isfinite(out.high) & overflowed, int(Event.OVERFLOW), unborn)
     return jnp.where(out.bad, nonfinite, lossy), jnp.broadcast_to(invalid, w.shape)
-
-
-# --------------------------------------------------------------------------------------------------- samples
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleArithmetic:
-    """The shadow walk that looks at some equations: the worst element of each (path, event) in `events`, and whether those
-    in `suspects` make a non-finite value of finite ones."""
-
-    events: tuple[tuple[Path, int], ...]
-    suspects: frozenset[Path]
-    precision: int
-
-    @property
-    def watched(self) -> frozenset[Path]:
-        return self.suspects | {path for path, _ in self.events}
-
-    def lift(self, x: Any) -> Shadow:
-        return _shadow.lift(x)
-
-    def plain(self, value: Shadow) -> Array:
-        return value.working
-
-    def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
-        working, highs = _shadow.shadowed(eqn, operands)
-        outs = [Shadow(w, h) for w, h in zip(working, highs)]
-        if path not in self.watched:
-            return outs, None
-        wanted = [event for p, event in self.events if p == path]
-        record: dict[str, Any] = {"born": born(operands, outs)}
-        if wanted:
-            origins = [_lifted(v, self.precision) for v in operands]
-            out = next(_lifted(o, self.precision) for o in outs if o.high is not None)
-            tag = judged(eqn, origins, out, 1)
-            record |= {str(event): sample(origins, out, tag, event) for event in wanted}
-        return outs, record
-
-    def blank(self, path: Path, at: Path) -> Any:
-        none = {
-            "score": jnp.full((), -1, jnp.int32),
-            "iteration": jnp.full((), -1, jnp.int32),
-            "index": jnp.full((), -1, jnp.int32),
-            "out": jnp.full(2, jnp.nan),
-            "operands": jnp.full((2, 2), jnp.nan),
-        }
-        return {"born": jnp.zeros((), bool)} | {str(event): none for p, event in self.events if p == path}
-
-    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
-        def worse(old: Any, new: Any) -> Any:
-            stamped = dict(new, iteration=iteration)
-            return jax.tree.map(lambda a, b: jnp.where(new["score"] > old["score"], b, a), old, stamped)
-
-        return {k: record[k] | new[k] if k == "born" else worse(record[k], new[k]) for k in record}
-
-
-def born(operands: Sequence[Shadow], outs: Sequence[Shadow]) -> Array:
-    """Whether some element of the outputs is not finite though its operands (all of them, where it has many) are."""
-    floats = [v.working for v in operands if v.high is not None]
-    found = jnp.zeros((), bool)
-    for out in (o.working for o in outs if o.high is not None):
-        pointwise = all(jnp.shape(x) in ((), out.shape) for x in floats)
-        bad = [~jnp.isfinite(x) if pointwise else jnp.any(~jnp.isfinite(x)) for x in floats]
-        found |= jnp.any(~jnp.isfinite(out) & ~functools.reduce(jnp.logical_or, bad, jnp.zeros((), bool)))
-    return found
-
-
-def sample(operands: Sequence[Origin], out: Origin, tag: Array, event: int) -> dict[str, Array]:
-    """The element that an equation hurt most by an event: (working, true) of its output and of up to two operands.
-
-    score: bits lost there (-1: none); index: of the element in the flattened output; iteration: of the innermost
-    loop around the equation; NaN stands for an operand that has no element of its own for the output's.
-    """
-    shape = jnp.shape(out.working)
-    score = jnp.where((tag & 15) == event, tag >> _LOSS, -1).ravel()
-    at = jnp.argmax(score).astype(jnp.int32)
-
-    def element(v: Origin) -> Array:
-        x = jnp.stack([_real(_shadow.widened(v.working)), _real(v.high)]).reshape(2, -1)
-        return x[:, at if v.working.shape == shape else 0]
-
-    shown = [v for v in operands if v.high is not None and jnp.shape(v.working) in ((), shape)][:2]
-    values = [element(v) for v in shown] + [jnp.full(2, jnp.nan)] * (2 - len(shown))
-    return {
-        "score": score[at],
-        "iteration": jnp.full((), -1, jnp.int32),
-        "index": at,
-        "out": element(out),
-        "operands": jnp.stack(values),
-    }
-
-
-def _real(x: Array) -> Array:
-    return jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x

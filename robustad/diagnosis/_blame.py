@@ -19,10 +19,10 @@ from robustad.arithmetic._origin import (
     Event,
     Invalid,
     OriginArithmetic,
-    SampleArithmetic,
     decode,
     without_loss,
 )
+from robustad.arithmetic._sample import SampleArithmetic
 from robustad.arithmetic._shadow import MOVING
 from robustad.diagnosis._accuracy import Accuracy, norm, wide
 from robustad.diagnosis._arguments import AuditError
@@ -41,7 +41,7 @@ DECISIVE = 0.25
 class Blamed:
     """An equation, what happened there, and the share of each output's error that comes from it.
 
-    sample: the worst element that it hurt (see `robustad.arithmetic._origin.sample`). shows: the first equation behind it
+    sample: the worst element that it hurt (see `robustad.arithmetic._sample.sample`). shows: the first equation behind it
     that makes a non-finite value of finite ones, where it makes none itself.
     """
 
