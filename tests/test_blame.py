@@ -7,7 +7,9 @@ import pytest
 from jax import lax
 
 import robustad as rad
+from robustad.arithmetic._origin import OriginArithmetic
 from robustad.diagnosis import AuditError
+from robustad.diagnosis._first_pass import gradient_program
 
 
 def test_one_statement_of_an_unrolled_loop_is_one_cause():
@@ -66,10 +68,13 @@ def test_two_callbacks_that_look_alike_are_two():
     def loss(w, x):
         shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         a, b = (jax.pure_callback(Times(k), shape, x) for k in (1.0, 5.0))
-        return jnp.sum(w * (a - b)) + jnp.sum(jnp.log(w - w))  # not finite, so that origins are tracked
+        return jnp.sum(w * (b - a))
 
-    report = rad.audit(loss)(jnp.ones(2), jnp.ones(2))
-    assert report.findings[0].primitive == "log"
+    audited = gradient_program(loss, 0, False, (jnp.ones(2), jnp.ones(2)), {})
+    numbers = {path: k + 1 for k, path in enumerate(audited.flow.sites)}
+    with jax.enable_x64(True):
+        (value, _), _ = audited.walked(OriginArithmetic(numbers, 24))(*audited.operands)
+    assert float(value.working) == 8.0  # 0 where the second runs as the first
 
 
 def test_a_taken_branch_is_not_called_untaken():

@@ -56,15 +56,19 @@ def test_bits_lost_of_a_known_error():
 
 
 def test_slices_of_a_scanned_leaf():
-    """Only the early layers of a chain that shrinks cotangents by 1e-3 a layer are lost."""
+    """Only the early layers of a chain that shrinks cotangents by 1e-3 a layer are lost: below 1e-38 they are 0."""
 
     def loss(params, x):
-        return jax.lax.scan(lambda h, w: (1e-3 * w * h, None), x, params["w"])[0]
+        return jax.lax.scan(lambda h, w: (1e-3 * w * h + 1, None), x, params["w"])[0]
 
-    report = rad.audit(loss)({"w": jnp.ones(20)}, jnp.float32(1e30))
+    report = rad.audit(loss)({"w": jnp.ones(20)}, jnp.float32(1))
     assert report.bits_lost["w"].shape == (20,)
-    wrong = report.bits_lost["w"] > 12
-    assert report.ok == (not wrong.any())
+    assert (report.bits_lost["w"][:6] == 24).all()
+    assert (report.bits_lost["w"][10:] < 6).all()
+    assert float(report.gradient["w"][0]) == 0.0  # the plain gradient fails
+    assert float(report.reference["w"][0]) > 0.0
+    assert not report.ok
+    assert [f.kind for f in report.findings] == ["vanishing"]
 
 
 def test_a_structural_zero_is_measured_against_its_terms():
@@ -245,6 +249,21 @@ def test_a_report_is_a_pytree():
     doubled = jax.tree.map(lambda x: 2 * x, report)
     assert doubled.value == 2 * report.value
     assert doubled.findings == report.findings
+
+
+def test_side_effects_run_with_every_pass():
+    seen = []
+
+    def loss(x):
+        jax.debug.callback(lambda v: seen.append(float(v)), x[0])
+        return untaken(x)
+
+    rad.audit(loss)(jnp.array([1.0, 4.0]))
+    jax.effects_barrier()
+    assert len(seen) == 1
+    rad.audit(loss)(jnp.array([0.0, 4.0]))
+    jax.effects_barrier()
+    assert len(seen) == 4
 
 
 def test_a_second_call_is_independent():

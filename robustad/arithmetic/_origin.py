@@ -1,11 +1,12 @@
 r"""Origin tracking: every value of the shadow walk carries, element by element, the equation that hurt it most.
 
-The error of an element comes along a path of equations. Its *tag* names the equation on that path at which the most bits
-were lost between the operand with the dominating error and the output: the one that amplified, not the one that shows
-it. Tags flow as data flows: a gather gathers them, a select selects them, a sum takes that of the term with the largest
-error. Where an output is right again (a compensation, a masked infinity) its tag is dropped. MemorySanitizer tracks the
-origin of uninitialised memory in the same way (Stepanov and Serebryany, CGO 2015); Herbgrind (Sanchez-Stern et al., PLDI
-2018) follows influences of floating-point error.
+The error of an element comes along a path of equations. Its *tag* names the equation on that path at which the most
+bits were lost between the operand with the dominating error and the output: the one that amplified, not the one that
+shows it. Tags flow as data flows: a gather gathers them, a select selects them, a sum takes that of the term with the
+largest error (a running sum or a scatter, that with the largest loss). Where an output is right again (a compensation,
+a masked infinity) its tag is dropped. MemorySanitizer tracks the origin of uninitialised memory in the same way
+(Stepanov and Serebryany, CGO 2015); Herbgrind (Sanchez-Stern et al., PLDI 2018) follows influences of floating-point
+error.
 
 Bits lost of an element: \(\mathrm{clip}(p + \log_2|x - x^*| - \log_2|x^*|, 0, p)\) for a given precision p, with
 the logarithms rounded down to exponents.

@@ -1,7 +1,8 @@
 """Shadow arithmetic: every floating value of a program beside its twin in float64.
 
 The twin follows the program that runs: it branches, rounds, sorts and selects where the working values do, so that the
-two differ by rounding and range alone. Memory checkers and NSan (Courbet, CC 2021) shadow in the same way.
+two differ by rounding and range alone (running, windowed and cross-device extrema, `cummax`, `reduce_window_max`, `pmax`,
+take the twin's own at near ties). Memory checkers and NSan (Courbet, CC 2021) shadow in the same way.
 
 A rule says how the outputs of one primitive are made in high precision. Rules are grouped by what the primitive does
 to its operands, and registered on the line below the group; a primitive without a rule is evaluated plainly, its twin
