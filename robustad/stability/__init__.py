@@ -1,3 +1,58 @@
-"""Numerical primitives whose value, first and second derivative are right to the last bits; sums that are exact or order-free."""
+"""Numerical primitives whose value, first and second derivative are right to the last bits."""
 
-__all__: list[str] = []
+from ._exponential import cexpexp, exp2, expm1, expm1_over_x, xexpx
+from ._hyperbolic import acosh, asinh, atanh, log_cosh, logabssinh, logabstanh, tanh
+from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1mexp, logsubexp
+from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xlogx, xlogy
+from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
+from ._normal import erf, erfc, log_ndtr
+from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
+
+__all__ = [
+    "acos",
+    "acosh",
+    "asin",
+    "asinh",
+    "atanh",
+    "cbrt",
+    "cexpexp",
+    "cloglog",
+    "elu",
+    "entr",
+    "erf",
+    "erfc",
+    "exp2",
+    "expm1",
+    "expm1_over_x",
+    "log",
+    "log1mexp",
+    "log1p",
+    "log1pexp",
+    "log1pmx",
+    "log1psq",
+    "log2mexp",
+    "log_cosh",
+    "log_ndtr",
+    "log_sigmoid",
+    "logabssinh",
+    "logabstanh",
+    "logaddexp",
+    "logexpm1",
+    "logit",
+    "logit1mexp",
+    "logmxp1",
+    "logsubexp",
+    "one_minus_cos",
+    "rsqrt",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "sqrt",
+    "sqrt1pm1",
+    "tanh",
+    "xexpx",
+    "xlog1py",
+    "xlogx",
+    "xlogy",
+]

@@ -1,0 +1,65 @@
+"""Functions of each element, with their partial derivatives given as functions of the same kind."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+
+def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Makes a formula on float32 or float64 arrays of one shape a function of any real arrays.
+
+    `partials` holds the derivative in each argument; each is itself an `elementwise` function, so that derivatives of
+    second order come from formulas too. Without partials the formula itself is differentiated.
+
+    Arguments are promoted and broadcast as by `jax.numpy`; float16 and bfloat16 are computed in float32 and rounded once.
+    An argument that carries no tangent contributes nothing, whatever its partial derivative is there.
+    """
+
+    def decorate(formula: Callable[..., Array]) -> Callable[..., Array]:
+        def evaluate(*args: Array) -> Array:
+            dtype = args[0].dtype
+            if jnp.finfo(dtype).bits >= 32:
+                return formula(*args)
+            return formula(*(arg.astype(jnp.float32) for arg in args)).astype(dtype)
+
+        evaluate.__name__ = formula.__name__  # the name of the call in a jaxpr
+        rule: Callable[..., Array] = jax.jit(evaluate)
+        if partials:
+            twin = jax.custom_jvp(rule)
+
+            def jvp(primals, tangents):
+                terms = [
+                    partial(*primals) * tangent
+                    for partial, tangent in zip(partials, tangents)
+                    if not isinstance(tangent, SymbolicZero)
+                ]
+                return twin(*primals), functools.reduce(jnp.add, terms)
+
+            twin.defjvp(jvp, symbolic_zeros=True)
+            rule = twin
+
+        @functools.wraps(formula)
+        def function(*args: ArrayLike) -> Array:
+            return rule(*_promote(formula.__name__, args))
+
+        return function
+
+    return decorate
+
+
+def _promote(name: str, args: tuple[ArrayLike, ...]) -> list[Array]:
+    dtype = jnp.result_type(*args)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"`{name}` takes real arrays, got {dtype}. Use the function of jax.numpy for complex ones.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    if jnp.finfo(dtype).bits < 16:
+        raise TypeError(
+            f"`{name}` takes float16, bfloat16, float32 or float64, got {dtype}. Convert the argument first."
+        )
+    return jnp.broadcast_arrays(*(jnp.asarray(arg, dtype) for arg in args))
