@@ -17,9 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from robustad import stability
-from tests.special import _measure, _points, _rivals
-from tests.special._table import TABLE, Special
+from robustad import stability  # noqa: E402
+from tests.special import _measure, _points, _rivals  # noqa: E402
+from tests.special._table import TABLE, Special  # noqa: E402
 
 
 def _optax() -> dict:
@@ -35,6 +35,7 @@ def wrong_points(entry: Special, function, columns, truth, limit: float) -> dict
     return {
         "wrong": [int((w > limit).sum()) for w in worst],
         "largest_ulp": [round(float(f.max()), 2) if f.size else None for f in finite],
+        "worst_at": [[float(x[w.argmax()]) for x in columns] for w in worst],
     }
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     dtypes = [np.float32, np.float64] if options.dtype == "both" else [np.dtype(options.dtype).type]
     rivals = {"plain": _rivals.JAX, "tfp": _rivals.tfp(), "optax": _optax()}
     print(
-        f"jax {jax.__version__}, {jax.default_backend()}; wrong points at orders 0, 1, 2 (largest finite error of ours in ulp)"
+        f"jax {jax.__version__}, {jax.default_backend()}; wrong points at orders 0, 1, 2 (our largest finite error, ulp)"
     )
     print(f"{'function':14s}{'dtype':9s}{'points':>8s}  {'robustad':30s}" + "".join(f"{r:22s}" for r in rivals))
     rows = []

@@ -109,6 +109,12 @@ def test_nan_outside_the_domain():
         assert np.isnan(function(np.nan)) and np.isnan(jax.grad(function)(np.nan)), entry.name
 
 
+def test_the_documentation_is_the_table():
+    from experiments import document
+
+    assert document.table() in document.README.read_text(), "run python experiments/document.py"
+
+
 def test_arguments():
     assert stability.tanh(1).dtype == jnp.float32
     assert stability.tanh(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16

@@ -7,6 +7,7 @@ from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xl
 from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
 from ._normal import erf, erfc, log_ndtr
 from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
+from ._where import safe_where
 
 __all__ = [
     "acos",
@@ -44,6 +45,7 @@ __all__ = [
     "logsubexp",
     "one_minus_cos",
     "rsqrt",
+    "safe_where",
     "selu",
     "sigmoid",
     "silu",

@@ -36,7 +36,7 @@ def expm1(x: Array) -> Array:
 _LN2 = float(Fraction(words.LN2))
 
 
-def _exp2_value(x: Array) -> Array:
+def _exp2_value(x: Array, factor: float = 1.0) -> Array:
     limit = 1.5 * float(jnp.finfo(x.dtype).maxexp)
     x = jnp.clip(x, -limit, limit)
     k = jnp.round(x)
@@ -44,11 +44,11 @@ def _exp2_value(x: Array) -> Array:
     first, second = words.constant(words.LN2, x)
     shift, a, b = words.exp_words(r * first, r * second)
     whole = jnp.where(jnp.isnan(x), 0.0, k).astype(jnp.int32)
-    return words.scale(1 + (a + b), whole + shift)
+    return words.scale(factor * (1 + (a + b)), whole + shift)
 
 
-_exp2_second = elementwise()(lambda x: _exp2_value(x) * _LN2**2)
-_exp2_first = elementwise(_exp2_second)(lambda x: _exp2_value(x) * _LN2)
+_exp2_second = elementwise()(lambda x: _exp2_value(x, _LN2**2))
+_exp2_first = elementwise(_exp2_second)(lambda x: _exp2_value(x, _LN2))
 
 
 @elementwise(_exp2_first)
@@ -77,17 +77,17 @@ def _exprel(x: Array, order: int) -> Array:
     right = words.polynomial(y, [1 / (math.factorial(j) * (j + n + 1)) for j in range(terms)])
     left = words.exp(-y) * words.polynomial(y, [math.factorial(n) / math.factorial(j + n + 1) for j in range(terms)])
     near = jnp.where(x >= 0, right, left)
-    r = 1 / x
-    far = words.expm1(x) * r
+    far = words.expm1(x) / x
     if n >= 1:
-        e = words.exp(x)
-        far = (e - (words.expm1(x) * r)) * r if n == 1 else (e - 2 * ((e - words.expm1(x) * r) * r)) * r
+        far = (words.exp(x) - far) / x
+    if n == 2:
+        far = (words.exp(x) - 2 * far) / x
     far = jnp.where(x == -jnp.inf, 0.0, jnp.where(x == jnp.inf, jnp.inf, far))
     big = words.exp(x) == jnp.inf
     far = jnp.where(big & (x > 0), jnp.inf, far)
     # exp(x) overflows a little before exp(x)/x does: halve the exponent there.
     half = words.exp(0.5 * x)
-    far = jnp.where(big & jnp.isfinite(half), (half * r) * (half * (1 - n * r + (n * (n - 1)) * r * r)), far)
+    far = jnp.where(big & jnp.isfinite(half), (half / x) * (half * (1 - n / x + (n * (n - 1)) / (x * x))), far)
     return jnp.where(jnp.abs(x) < 4, near, far)
 
 

@@ -7,17 +7,16 @@ from jax import Array, lax
 
 from . import _words as words
 from ._elementwise import elementwise
-from ._logistic import tanh_value
+from ._logistic import sigmoid_curvature, tanh_value
 from ._roots import one_minus_square
 
 
-def _sech_squared(x: Array, factor: Array | float = 4.0) -> Array:
-    """factor/4 times 1/cosh²."""
+def _sech_squared(x: Array) -> Array:
     y = -2 * jnp.abs(x)
-    return words.exp(y, factor=factor) / jnp.square(1 + words.exp(y))
+    return words.exp(y, factor=4.0) / jnp.square(1 + words.exp(y))
 
 
-_tanh_second = elementwise()(lambda x: _sech_squared(x, -8.0 * tanh_value(x)))
+_tanh_second = elementwise()(lambda x: sigmoid_curvature(2 * x, 8.0))
 _tanh_first = elementwise(_tanh_second)(_sech_squared)
 
 
@@ -184,16 +183,20 @@ def asinh(x: Array) -> Array:
     return jnp.where(x == 0, x, jnp.sign(x) * jnp.where(far, lax.log(y) + math.log(2), near))
 
 
+def _square_minus_1(x: Array) -> Array:
+    high, low = words.square(jnp.clip(x, 1.0, 2.0**31))
+    return jnp.where(x < 1, jnp.nan, (high - 1) + low)
+
+
 def _acosh_first(x: Array) -> Array:
     far = x > 2.0**30
-    y = jnp.where(far, 2.0, x)
-    return jnp.where(far, 1 / x, 1 / jnp.sqrt((y - 1) * (y + 1)))
+    return jnp.where(far, 1 / x, 1 / jnp.sqrt(_square_minus_1(x)))
 
 
 def _acosh_second(x: Array) -> Array:
     far = x > 2.0**30
     y = jnp.where(far, 2.0, x)
-    q = (y - 1) * (y + 1)
+    q = _square_minus_1(x)
     return jnp.where(far, -(1 / x) * (1 / x), -y / (q * jnp.sqrt(q)))
 
 

@@ -95,8 +95,9 @@ def _log1psq_first(x: Array) -> Array:
 def _log1psq_second(x: Array) -> Array:
     far = jnp.abs(x) > _FAR
     y = jnp.where(far, 1.0, x)
-    d = 1 + y * y
-    return jnp.where(far, -2 * (1 / x) * (1 / x), 2 * ((1 - y) / d) * ((1 + y) / d))
+    high, low = words.square(y)
+    d = 1 + high + low
+    return jnp.where(far, -2 * (1 / x) * (1 / x), 2 * (1 - y) * (1 + y) / (d * d))
 
 
 @elementwise(elementwise(elementwise()(_log1psq_second))(_log1psq_first))

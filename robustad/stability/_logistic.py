@@ -34,17 +34,20 @@ def softplus_words(x: Array, low: Array | float = 0.0) -> Array:
     )
 
 
-def _sigmoid_second(x: Array) -> Array:
-    """-e (1 - e)/(1 + e)³ with the sign of x; what 1 + e rounds away enters to first order."""
+def sigmoid_curvature(x: Array, factor: float = 1.0) -> Array:
+    """factor times the second derivative of the sigmoid, -e (1 - e)/(1 + e)³ with the sign of x.
+
+    What 1 + e rounds away enters to first order.
+    """
     e = words.exp(-jnp.abs(x))
     one = words.opaque(1.0, x)
     u = one + e
     lost = ((one - u) + e) / u
-    numerator = jnp.sign(x) * (words.expm1(-jnp.abs(x)) * e)
+    numerator = words.exp(-jnp.abs(x), factor=factor * jnp.sign(x) * words.expm1(-jnp.abs(x)))
     return (numerator - 3 * lost * numerator) / (u * u * u)
 
 
-_sigmoid_first = elementwise(elementwise()(_sigmoid_second))(lambda x: sigmoid_slope(x))
+_sigmoid_first = elementwise(elementwise()(lambda x: sigmoid_curvature(x)))(lambda x: sigmoid_slope(x))
 
 
 @elementwise(_sigmoid_first)

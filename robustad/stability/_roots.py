@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ._elementwise import elementwise
+from ._words import over_square
 
 
 def _sqrt_first(x: Array) -> Array:
@@ -25,7 +26,7 @@ def sqrt(x: Array) -> Array:
     return lax.sqrt(x)
 
 
-_rsqrt_second = elementwise()(lambda x: jnp.where(x == jnp.inf, 0.0, 0.75 * lax.rsqrt(x) * (1 / x) * (1 / x)))
+_rsqrt_second = elementwise()(lambda x: jnp.where(x == jnp.inf, 0.0, over_square(0.75 / jnp.sqrt(x), x)))
 _rsqrt_first = elementwise(_rsqrt_second)(lambda x: jnp.where(x == jnp.inf, 0.0, (-0.5 * lax.rsqrt(x)) * (1 / x)))
 
 
