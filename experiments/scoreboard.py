@@ -17,9 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from robustad import stability  # noqa: E402
-from tests.special import _measure, _points, _rivals  # noqa: E402
-from tests.special._table import TABLE, Special  # noqa: E402
+from robustad import stability
+from tests.special import _measure, _points, _rivals
+from tests.special._table import TABLE, Special
 
 
 def _optax() -> dict:

@@ -110,8 +110,8 @@ def _logabstanh_second(x: Array) -> Array:
     """-4 cosh(2y)/sinh²(2y), by exponentials."""
     y = jnp.abs(x)
     z = jnp.minimum(y, 1.0)
-    m = words.expm1(4 * z)
-    near = -words.over_square(8 * (2 + m) * words.exp(2 * z), m)
+    m, n = words.expm1(4 * z), words.expm1(2 * z)
+    near = -words.over_square(16 * (1 + m), m) * (1 + 0.5 * n * (n / (1 + n)))  # cosh 2y = 1 + (e^2y - 1)²/(2 e^2y)
     e = words.exp(-4 * y)
     return jnp.where(y < 1, near, -words.exp(-2 * y, factor=8.0) * ((1 + e) / jnp.square(1 - e)))
 
@@ -128,7 +128,7 @@ def logabstanh(x: Array) -> Array:
     """
     y = jnp.abs(x)
     e = words.exp(-2 * y)
-    far = -words.log1p(2 * e / (1 - jnp.minimum(e, 0.5)))
+    far = -words.log1p(words.exp(-2 * y, factor=2.0) / (1 - jnp.minimum(e, 0.5)))
     return jnp.where(y < 0.5, lax.log(tanh_value(y)), far)
 
 

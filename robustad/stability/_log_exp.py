@@ -127,12 +127,20 @@ def _minus_log1m(x: Array) -> Array:
 
 def _minus_log1m_less_1(x: Array) -> Array:
     """-log(1 - x) - 1, right at its zero 1 - 1/e."""
-    near = x < 0.9
+    near = (x > 0.25) & (x < 0.9)
     return jnp.where(near, -words.log1p(-_distance(jnp.where(near, x, 0.6))), _minus_log1m(x) - 1)
 
 
 def _cloglog_second(x: Array) -> Array:
-    value = words.over_square(_minus_log1m_less_1(x), (1 - x) * _minus_log1m(x))
+    # Of the squared factors 1 - x and log(1 - x) the rounding errors are taken out to first order.
+    one = words.opaque(1.0, x)
+    u = one - x
+    lost = (one - u) - x
+    total, error, rest = words.log1p_words(-jnp.minimum(x, 0.999))
+    m, low = words.two_sum(total, error + rest)
+    m, low = jnp.where(x < 0.999, -m, _minus_log1m(x)), jnp.where(x < 0.999, -low, 0.0)
+    numerator = _minus_log1m_less_1(x)
+    value = words.over_square(numerator - 2 * numerator * (lost / u + low / m), u * m)
     return jnp.where(x == 0, -jnp.inf, jnp.where(x == 1, jnp.inf, value))
 
 

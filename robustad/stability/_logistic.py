@@ -159,7 +159,13 @@ def selu(x: ArrayLike) -> Array:
 
 
 def _logit_second(x: Array) -> Array:
-    return jnp.where(x == 0, -jnp.inf, words.over_square(2 * x - 1, x * (1 - x)))
+    """(2x - 1)/(x (1 - x))²: in the middle by the distance to 1/2, outside as ±(1 - r²)/y², r = y/(1 - y)."""
+    t = x - 0.5
+    middle = words.over_square(2 * t, 0.25 - t * t)
+    y = jnp.minimum(x, 1 - x)
+    r = y / (1 - y)
+    value = jnp.where(jnp.abs(t) < 0.25, middle, words.over_square(jnp.sign(t) * (1 - r * r), y))
+    return jnp.where((x < 0) | (x > 1), jnp.nan, value)
 
 
 _logit_first = elementwise(elementwise()(_logit_second))(

@@ -8,7 +8,6 @@ derivative :math:`w/m` is a product, where :math:`h (h - y)` cancels.
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from . import _coefficients as fitted
@@ -39,7 +38,6 @@ def _gauss(x: Array, half: float, factor: Array | float) -> Array:
 
 _TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 _ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
-_DENSITY = 1 / math.sqrt(2 * math.pi)
 # erf x / x = 2/√π Σ (-x²)ⁿ / (n! (2n + 1))
 _ERF_SERIES = tuple(_TWO_OVER_ROOT_PI * (-1) ** n / (math.factorial(n) * (2 * n + 1)) for n in range(16))
 
@@ -89,24 +87,32 @@ def erfc(x: Array) -> Array:
     return jnp.where(y < 0.5, 1 - _erf_near(x), jnp.where(x < 0, 2 - far, far))
 
 
+def _density(y: Array, factor: Array | float = 1.0) -> Array:
+    """factor · φ(y); the constant goes into the exponent, in two words, where it costs no rounding."""
+    high, low = words.square(jnp.clip(y, -100.0, 100.0))
+    first, second = words.constant(words.LOG_ROOT_2_PI, y)
+    exponent, error = words.two_sum(-0.5 * high, words.opaque(-first, y))
+    return words.exp(exponent, error - (0.5 * low + second), factor)
+
+
 def _tail(y: Array) -> Array:
-    """Q(y) for y ≥ 0."""
-    return _gauss(y, 0.5, _DENSITY * _mills(jnp.minimum(y, 100.0)))
+    """Q(y) for y ≥ 0: near 0 one half less a small part, so that the errors of density and ratio do not enter."""
+    half = 0.5 * _erf_near(math.sqrt(0.5) * jnp.minimum(y, 1.0))
+    return jnp.where(y < 0.7, 0.5 - half, _density(y, _mills(jnp.minimum(y, 100.0))))
 
 
 def _log_ndtr_second(x: Array) -> Array:
     y = jnp.maximum(x, 0.0)
-    z = jnp.maximum(-x, 0.0)
-    hazard = _gauss(y, 0.5, _DENSITY) / (1 - _tail(y))
+    body = 1 - _tail(y)
+    hazard = _density(y) / body
     # One factor keeps the exponential in, so that the product does not underflow early.
-    right = -_gauss(y, 0.5, _DENSITY * (jnp.minimum(y, 100.0) + hazard)) / (1 - _tail(y))
-    return jnp.where(x > 0, right, -_hazard_slope(z))
+    right = -_density(y, jnp.minimum(y, 100.0) + hazard) / body
+    return jnp.where(x > 0, right, -_hazard_slope(jnp.maximum(-x, 0.0)))
 
 
 def _log_ndtr_first(x: Array) -> Array:
     y = jnp.maximum(x, 0.0)
-    right = _gauss(y, 0.5, _DENSITY) / (1 - _tail(y))
-    return jnp.where(x > 0, right, 1 / _mills(jnp.maximum(-x, 0.0)))
+    return jnp.where(x > 0, _density(y) / (1 - _tail(y)), 1 / _mills(jnp.maximum(-x, 0.0)))
 
 
 @elementwise(elementwise(elementwise()(_log_ndtr_second))(_log_ndtr_first))
@@ -122,5 +128,5 @@ def log_ndtr(x: Array) -> Array:
     -5005.5244 100.01
     """
     z = jnp.maximum(-x, 0.0)
-    left = -0.5 * z * z + (lax.log(_mills(z)) + float(np.log(_DENSITY)))
+    left = -0.5 * z * z + (lax.log(_mills(z)) - 0.5 * math.log(2 * math.pi))
     return jnp.where(x > 0, words.log1p(-_tail(jnp.maximum(x, 0.0))), left)
