@@ -127,7 +127,7 @@ def _minus_log1m(x: Array) -> Array:
 
 def _minus_log1m_less_1(x: Array) -> Array:
     """-log(1 - x) - 1, right at its zero 1 - 1/e."""
-    near = (x > 0.25) & (x < 0.9)
+    near = (x > 0.25) & (x < 0.75)
     return jnp.where(near, -words.log1p(-_distance(jnp.where(near, x, 0.6))), _minus_log1m(x) - 1)
 
 
