@@ -1,5 +1,9 @@
 """Numerical primitives whose value, first and second derivative are right to the last bits."""
 
+from ._backend import BackendError, BackendFinding, BackendReport, verify_backend
+from ._compensated_dot import compensated_dot, compensated_matmul
+from ._compensated_sum import compensated_mean, compensated_sum
+from ._error_free import fast_two_sum, split, two_prod, two_sum
 from ._exponential import cexpexp, exp2, expm1, expm1_over_x, xexpx
 from ._hyperbolic import acosh, asinh, atanh, log_cosh, logabssinh, logabstanh, tanh
 from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1mexp, logsubexp
@@ -10,6 +14,9 @@ from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
 from ._where import safe_where
 
 __all__ = [
+    "BackendError",
+    "BackendFinding",
+    "BackendReport",
     "acos",
     "acosh",
     "asin",
@@ -18,6 +25,10 @@ __all__ = [
     "cbrt",
     "cexpexp",
     "cloglog",
+    "compensated_dot",
+    "compensated_matmul",
+    "compensated_mean",
+    "compensated_sum",
     "elu",
     "entr",
     "erf",
@@ -25,6 +36,7 @@ __all__ = [
     "exp2",
     "expm1",
     "expm1_over_x",
+    "fast_two_sum",
     "log",
     "log1mexp",
     "log1p",
@@ -50,9 +62,13 @@ __all__ = [
     "sigmoid",
     "silu",
     "softplus",
+    "split",
     "sqrt",
     "sqrt1pm1",
     "tanh",
+    "two_prod",
+    "two_sum",
+    "verify_backend",
     "xexpx",
     "xlog1py",
     "xlogx",

@@ -22,6 +22,11 @@ def two_sum_kernel(a: Array, b: Array) -> tuple[Array, Array]:
     return s, (a - (s - v)) + (b - v)
 
 
+def two_sum_guarded(a: Array, b: Array) -> tuple[Array, Array]:
+    """`two_sum` of float32 or float64 operands of one dtype, for loops whose terms are products or constants."""
+    return two_sum_kernel(opaque(jnp.asarray(a)), opaque(jnp.asarray(b)))
+
+
 def fast_two_sum_kernel(a: Array, b: Array) -> tuple[Array, Array]:
     """`fast_two_sum` without guards, see `two_sum_kernel`."""
     s = a + b
@@ -94,8 +99,8 @@ def two_sum(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
 
     Returns:
         `(s, e)`, in the promoted dtype. `e` is 0 where `s` is not finite. On a backend that flushes subnormals, exact
-        where each of `a` and `b` is 0 or at least $2^{e_{\min} + p - 1}$ in magnitude (for float32 $2^{-103}$). The tangent of `s` is
-        that of the sum, the tangent of `e` is 0.
+        where each of `a` and `b` is 0 or at least $2^{e_{\min} + p - 1}$ in magnitude (for float32 $2^{-103}$). The tangent
+        of `s` is that of the sum, the tangent of `e` is 0.
 
     Raises:
         TypeError: for complex arguments.
@@ -114,7 +119,8 @@ def two_sum(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
 def fast_two_sum(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     r"""`two_sum` for $|a| \ge |b|$ or `a == 0`: three operations instead of six.
 
-    The order is not checked; where it is broken `e` may be wrong, `s` never. Arguments, range, derivative and errors as for `two_sum`.
+    The order is not checked; where it is broken `e` may be wrong, `s` never. Arguments, range, derivative and errors as for
+    `two_sum`.
 
     Source: Dekker, A floating-point technique for extending the available precision, Numer. Math. 18 (1971).
 
@@ -129,9 +135,9 @@ def split(a: ArrayLike) -> tuple[Array, Array]:
     r"""A float as the sum of two of half the significand: `high + low == a` exactly.
 
     With $p$ bits and $s = \lceil p/2 \rceil$, `high` is `a` rounded to $p - s$ bits and `low` has at most $s - 1$ bits and a
-    sign, so that products of such parts are exact. Dekker's multiplication by $2^s + 1$ overflows for $|a| > 2^{e_{\max} - s}$;
-    here the bits are rounded and nothing overflows. Only where rounding would give infinity (the largest $2^{-(p-s)}$ of the
-    range) `high` is cut off and `low` has $s$ bits.
+    sign, so that products of such parts are exact. Dekker's multiplication by $2^s + 1$ overflows for
+    $|a| > 2^{e_{\max} - s}$; here the bits are rounded and nothing overflows. Only where rounding would give infinity (the
+    largest $2^{-(p-s)}$ of the range) `high` is cut off and `low` has $s$ bits.
 
     Args:
         a: real numbers. Integers and booleans become the default float.
