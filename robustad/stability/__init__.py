@@ -3,6 +3,8 @@
 from ._backend import BackendError, BackendFinding, BackendReport, verify_backend
 from ._compensated_dot import compensated_dot, compensated_matmul
 from ._compensated_sum import compensated_mean, compensated_sum
+from ._differences import diff_of_products, sqrt_diff
+from ._division import divide
 from ._error_free import fast_two_sum, split, two_prod, two_sum
 from ._exponential import cexpexp, exp2, expm1, expm1_over_x, xexpx
 from ._hyperbolic import acosh, asinh, atanh, log_cosh, logabssinh, logabstanh, tanh
@@ -10,6 +12,9 @@ from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1me
 from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xlogx, xlogy
 from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
 from ._normal import erf, erfc, log_ndtr
+from ._plane import arctan2, hypot
+from ._power import power
+from ._quadratic import quadratic_roots
 from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
 from ._where import safe_where
 
@@ -19,6 +24,7 @@ __all__ = [
     "BackendReport",
     "acos",
     "acosh",
+    "arctan2",
     "asin",
     "asinh",
     "atanh",
@@ -29,6 +35,8 @@ __all__ = [
     "compensated_matmul",
     "compensated_mean",
     "compensated_sum",
+    "diff_of_products",
+    "divide",
     "elu",
     "entr",
     "erf",
@@ -37,6 +45,7 @@ __all__ = [
     "expm1",
     "expm1_over_x",
     "fast_two_sum",
+    "hypot",
     "log",
     "log1mexp",
     "log1p",
@@ -56,6 +65,8 @@ __all__ = [
     "logmxp1",
     "logsubexp",
     "one_minus_cos",
+    "power",
+    "quadratic_roots",
     "rsqrt",
     "safe_where",
     "selu",
@@ -65,6 +76,7 @@ __all__ = [
     "split",
     "sqrt",
     "sqrt1pm1",
+    "sqrt_diff",
     "tanh",
     "two_prod",
     "two_sum",
