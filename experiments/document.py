@@ -31,7 +31,10 @@ def row(entry: Special) -> str:
     edges = "; ".join(f"{number(x)}: {', '.join(map(number, values))}" for x, values in entry.limits.items())
     notes = "; ".join(
         part
-        for part in (entry.reason and f"order {', '.join(map(str, entry.scale))}: {entry.reason}", entry.reference)
+        for part in (
+            entry.reason and f"order {', '.join(map(str, sorted({*entry.scale, *entry.bounds})))}: {entry.reason}",
+            entry.reference,
+        )
         if part
     )
     return "| " + " | ".join([f"`{entry.name}`", entry.formula.replace("|", "\\|"), domain, edges, notes]) + " |"

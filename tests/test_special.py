@@ -27,7 +27,7 @@ def test_three_orders_within_the_bound(entry, dtype):
         for order, error in enumerate(_measure.errors(entry, got, truth, columns)):
             worst = error.max(0)
             i = int(worst.argmax())
-            assert worst[i] <= _measure.bound(np.dtype(kind).name), (
+            assert worst[i] <= entry.bound(kind, order), (
                 order,
                 [x[i] for x in columns],
                 got[order][:, i],

@@ -128,5 +128,6 @@ def log_ndtr(x: Array) -> Array:
     -5005.5244 100.01
     """
     z = jnp.maximum(-x, 0.0)
-    left = -0.5 * z * z + (lax.log(_mills(z)) - 0.5 * math.log(2 * math.pi))
+    far = -0.5 * z * z + (lax.log(_mills(z)) - 0.5 * math.log(2 * math.pi))
+    left = jnp.where(z < 0.7, lax.log(_tail(z)), far)
     return jnp.where(x > 0, words.log1p(-_tail(jnp.maximum(x, 0.0))), left)

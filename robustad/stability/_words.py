@@ -6,6 +6,7 @@ written as products. Contraction to fused multiply-add does not matter here: a p
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -118,42 +119,53 @@ def scale(x: Array, k: Array) -> Array:
     return x * _power_of_two(half, x.dtype) * _power_of_two(k - half, x.dtype)
 
 
+def _reduce(x: Array) -> tuple[Array, Array, Array]:
+    """k, r and its error with x = k ln 2 + r: the first part of ln 2 has so few bits that its product with k is exact."""
+    bound, bits = (160.0, 14) if x.dtype == jnp.float32 else (1200.0, 40)
+    x = jnp.clip(x, -bound, bound)
+    k = jnp.round(x * (1 / float(Fraction(LN2))))
+    first, second, third = _split_constant(LN2, np.dtype(x.dtype), (bits, bits, bits))
+    r, error = two_sum(x - k * first, -(k * second))
+    return jnp.where(jnp.isnan(x), 0.0, k).astype(jnp.int32), r, error - k * third
+
+
+def _factorials(start: int, like: Array) -> list[float]:
+    """1/start!, 1/(start + 1)!, ...: as many as |r| ≤ ln(2)/2 needs."""
+    return [1 / math.factorial(n) for n in range(start, 9 if like.dtype == jnp.float32 else 15)]
+
+
 def exp_words(x: Array, low: Array | float = 0.0) -> tuple[Array, Array, Array]:
     r"""(k, a, b) with :math:`e^{x + low} = 2^k (1 + a + b)`, about 6 bits beyond the precision.
 
     :math:`x = k \ln 2 + r` with ln 2 in three parts (Cody and Waite), then
     :math:`e^r - 1 = r + r^2/2 + r^3 P(r)` with r² exact and P the Taylor series.
     """
-    single = x.dtype == jnp.float32
-    bound, bits, terms = (160.0, 14, 7) if single else (1200.0, 40, 13)
-    x = jnp.clip(x, -bound, bound)
-    k = jnp.round(x * (1 / float(Fraction(LN2))))
-    first, second, third = _split_constant(LN2, np.dtype(x.dtype), (bits, bits, bits))
-    r, error = two_sum(x - k * first, -(k * second))
-    error = error - k * third + low
+    k, r, error = _reduce(x)
     high, rest = halves(r)
-    factorials = np.cumprod([6.0, *range(4, 4 + terms)])
-    cubic = r * r * r * polynomial(r, list(1 / factorials))
+    cubic = r * r * r * polynomial(r, _factorials(3, r))
     a, b = two_sum(r, 0.5 * (high * high))
-    b = b + (0.5 * (rest * (r + high)) + cubic) + error * (1 + a)
+    b = b + (0.5 * (rest * (r + high)) + cubic) + (error + low) * (1 + a)
     a, b = a + b, b - ((a + b) - a)
-    return jnp.where(jnp.isnan(x), 0.0, k).astype(jnp.int32), a, b
+    return k, a, b
 
 
 def exp(x: Array, low: Array | float = 0.0, factor: Array | float = 1.0) -> Array:
     """factor · exp(x + low), where `low` is at most an ulp of `x`; the exponential by itself may underflow."""
-    k, a, b = exp_words(x, low)
-    return scale(factor * (1 + (a + b)), k)
+    k, r, error = _reduce(x)
+    q = r * r * polynomial(r, _factorials(2, r))
+    p = r + (q + (error + low) * (1 + (r + q)))
+    return scale(factor * (1 + p), k)
 
 
 def expm1(x: Array) -> Array:
-    """exp(x) - 1, without cancellation."""
-    k, a, b = exp_words(x)
+    """exp(x) - 1, without cancellation: 2ᵏ (e^r - 1) + (2ᵏ - 1), where the difference in brackets is exact."""
+    k, r, error = _reduce(x)
+    q = r * r * polynomial(r, _factorials(2, r)) + error
     limit = int(jnp.finfo(x.dtype).nmant) + 2
     power = _power_of_two(jnp.clip(k, -limit, limit), x.dtype)
-    s, error = two_sum(power - 1, power * a)
-    near = s + (error + power * b)
-    return jnp.where(k > limit, scale(1 + (a + b), k), jnp.where(k == 0, jnp.where(x == 0, x, a + b), near))
+    s, lost = two_sum(power - 1, power * r)
+    near = jnp.where(k == 0, jnp.where(x == 0, x, r + q), s + (lost + power * q))
+    return jnp.where(k > limit, scale(1 + (r + q), k), near)
 
 
 def log1p_words(x: Array) -> tuple[Array, Array, Array]:

@@ -1,6 +1,5 @@
 """Errors of a function and its derivatives at given points, in ulps."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -53,8 +52,3 @@ def errors(
             error = np.where(np.isfinite(relative) & np.isfinite(error), np.minimum(error, relative), error)
         result.append(error)
     return result
-
-
-@functools.cache
-def bound(dtype: str) -> float:
-    return {"float32": 4.0, "float64": 8.0}[dtype]
