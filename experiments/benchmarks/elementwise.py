@@ -54,7 +54,7 @@ def main() -> None:
         ours, plain = getattr(stability, entry.name), _rivals.JAX[entry.name]
         slope = [jax.grad(lambda *xs, f=f: f(*xs).sum()) for f in (ours, plain)]
         row = {"function": entry.name, "value": ratio(ours, plain, args, options.repeats)}
-        row["gradient"] = ratio(*slope, args, options.repeats)
+        row["gradient"] = ratio(slope[0], slope[1], args, options.repeats)
         rows.append(row)
         print(f"{entry.name:14s}{row['value']:8.2f}{row['gradient']:10.2f}", flush=True)
     for key in ("value", "gradient"):
