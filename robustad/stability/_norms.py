@@ -1,0 +1,280 @@
+r"""Norms whose squares neither overflow nor underflow, with the gradients :math:`x / \lVert x \rVert`.
+
+First the plain sum of squares. Only where that is not finite, or so small that squares may have been lost, a second pass
+over :math:`x 2^{-k}`, k the exponent of the largest element; elsewhere the bits are those of the plain form. Value and
+unit vector come from one helper; the derivative of the unit vector is written with itself, so that derivatives of second
+order are formulas too.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from ._over_leading_axes import over_leading_axes
+from ._plane import hypot
+from ._significand import shifted, significand
+from ._sum_arguments import Axis, summed_axes
+
+_Axes = tuple[int, ...]  # negative, so that leading axes may be added
+
+
+def power_of_two_near(largest: Array) -> Array:
+    """2ᵏ below `largest`, normal as is its inverse; infinity for infinity."""
+    _, k = significand(largest)
+    limit = np.finfo(largest.dtype).maxexp - 2
+    return jnp.where(jnp.isinf(largest), jnp.inf, shifted(jnp.ones_like(largest), jnp.clip(k, -limit, limit)))
+
+
+def scaled(x: Array, scale: Array) -> Array:
+    """x/scale for a power of two; if that is infinite, infinities count as equal and all else as zero."""
+    infinite = jnp.where(jnp.isinf(x), jnp.sign(x), jnp.zeros_like(x))
+    return jnp.where(jnp.isinf(scale), infinite, x * (1 / scale))
+
+
+def largest_of(leaves: Sequence[Array], axes: Sequence[_Axes]) -> Array:
+    maxima = [jnp.max(jnp.abs(x), axis, initial=0) for x, axis in zip(leaves, axes)]
+    return functools.reduce(jnp.maximum, maxima)
+
+
+def least_safe_square(count: int, dtype: Any) -> float:
+    """A sum of squares from which on those that underflow do not count."""
+    info = np.finfo(dtype)
+    return max(count, 1) * float(info.smallest_normal) / float(info.eps)
+
+
+def _sum_of_squares(leaves: Sequence[Array], axes: Sequence[_Axes]) -> Array:
+    return functools.reduce(jnp.add, [jnp.sum(x * x, axis) for x, axis in zip(leaves, axes)])
+
+
+def _size(axes: Sequence[_Axes], leaves: Sequence[Array]) -> tuple[Array, Array]:
+    """(r, s) with the norm r s, s a power of two: 1 where the plain form is right."""
+    squares = _sum_of_squares(leaves, axes)
+    count = sum(int(np.prod([x.shape[i] for i in axis])) for x, axis in zip(leaves, axes))
+    right = (squares >= least_safe_square(count, squares.dtype)) & jnp.isfinite(squares)
+    plain = jnp.sqrt(squares)
+
+    def careful() -> tuple[Array, Array]:
+        scale = power_of_two_near(largest_of(leaves, axes))
+        parts = [scaled(x, jnp.expand_dims(scale, axis)) for x, axis in zip(leaves, axes)]
+        size = jnp.sqrt(_sum_of_squares(parts, axes))
+        return jnp.where(right, plain, size), jnp.where(right, jnp.ones_like(scale), scale)
+
+    return lax.cond(jnp.all(right), lambda: (plain, jnp.ones_like(plain)), careful)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def norm_and_units(axes: tuple[_Axes, ...], leaves: list[Array]) -> tuple[Array, list[Array]]:
+    """The joint norm of float32 or float64 arrays over the given axes of each, and the arrays divided by it; 0 by 0 is 0."""
+    size, scale = over_leading_axes(functools.partial(_size, axes))(leaves)
+    divisor = jnp.where(size == 0, jnp.ones_like(size), size)
+    units = [scaled(x, jnp.expand_dims(scale, a)) / jnp.expand_dims(divisor, a) for x, a in zip(leaves, axes)]
+    return size * scale, units
+
+
+@norm_and_units.defjvp
+def _norm_and_units_jvp(axes, primals, tangents):
+    (leaves,), (steps,) = primals, tangents
+    norm, units = norm_and_units(axes, leaves)
+    along = sum(jnp.sum(u * t, axis) for u, t, axis in zip(units, steps, axes))
+    turns = [
+        (t - u * jnp.expand_dims(along, axis)) / jnp.expand_dims(norm, axis) for u, t, axis in zip(units, steps, axes)
+    ]
+    return (norm, units), (along, turns)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _power_norm_and_slope(p: float, axis: _Axes, x: Array) -> tuple[Array, Array]:
+    r"""(Σ|x|ᵖ)^(1/p) and its gradient sign(x) (|x|/norm)ᵖ⁻¹."""
+    norm, ratio = _power_norm_and_ratio(p, axis, x)
+    return norm, jnp.sign(x) * ratio ** (p - 1)
+
+
+def _power_norm_and_ratio(p: float, axis: _Axes, x: Array) -> tuple[Array, Array]:
+    scale = power_of_two_near(largest_of([x], [axis]))
+    y = jnp.abs(scaled(x, jnp.expand_dims(scale, axis)))
+    largest = jnp.max(y, axis, initial=0)
+    divisor = jnp.where(largest == 0, jnp.ones_like(largest), largest)
+    ratio = y / jnp.expand_dims(divisor, axis)
+    total = jnp.sum(ratio**p, axis) ** (1 / p)
+    length = jnp.where(total == 0, jnp.ones_like(total), total)
+    return (largest * total) * scale, ratio / jnp.expand_dims(length, axis)
+
+
+@_power_norm_and_slope.defjvp
+def _power_norm_and_slope_jvp(p, axis, primals, tangents):
+    (x,), (t,) = primals, tangents
+    norm, slope = _power_norm_and_slope(p, axis, x)
+    _, ratio = _power_norm_and_ratio(p, axis, x)
+    along = jnp.sum(slope * t, axis)
+    turn = (p - 1) * ((ratio ** (p - 2) * t - slope * jnp.expand_dims(along, axis)) / jnp.expand_dims(norm, axis))
+    return (norm, slope), (along, turn)
+
+
+def inexact_array(name: str, x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
+
+
+def working(x: Array) -> Array:
+    """float16 and bfloat16 in float32."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def _real_leaves(x: Array) -> list[Array]:
+    return [x.real, x.imag] if jnp.iscomplexobj(x) else [working(x)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _norm(x: Array, ord: float, axis: _Axes) -> Array:
+    if ord == 2:
+        leaves = _real_leaves(x)
+        return norm_and_units((axis,) * len(leaves), leaves)[0]
+    size = hypot(x.real, x.imag) if jnp.iscomplexobj(x) else jnp.abs(working(x))
+    if ord == 0:
+        return jnp.sum((size != 0).astype(size.dtype), axis)
+    if ord == 1:
+        return jnp.sum(size, axis)
+    if ord == np.inf:
+        return jnp.max(size, axis, initial=None if size.size else 0)
+    if ord == -np.inf:
+        return jnp.min(size, axis)
+    return _power_norm_and_slope(ord, axis, size)[0]
+
+
+def norm(x: ArrayLike, ord: float | str | None = None, axis: Axis = None, keepdims: bool = False) -> Array:
+    r"""The norm :math:`\left(\sum |x_i|^p\right)^{1/p}`, in range wherever the result is.
+
+    `jnp.linalg.norm` gives 0 with an infinite gradient at (3e-20, 4e-20), inf at 1e20, NaN for the gradient at 0. Where its
+    squares are in range the result has its bits. At the zero vector, a finite kink, the gradient is the subgradient of
+    smallest norm, 0; the second derivative is infinite (NaN in mixed terms). Infinite elements give inf, and count as equal
+    in the gradient, all others as 0 there.
+
+    Args:
+      x: real or complex array.
+      ord: p > 0, `inf` (the largest), `-inf` (the smallest), 0 (how many are not zero); None or "fro" for 2.
+      axis: the axes to reduce; None for all. Over several axes the norm is that of the flattened array, for `ord` 2 only.
+      keepdims: keep the reduced axes with size 1.
+
+    At zeros and ties the gradients for `ord` 1 and ±inf are JAX's.
+
+    Returns:
+      A real array in the precision of `x`; float16 and bfloat16 are computed in float32.
+
+    Raises:
+      ValueError: an `ord` that is not supported, matrix norms but Frobenius' among them.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> x = jnp.array([0.0, 4e-20])
+    >>> print(st.norm(x), jax.grad(st.norm)(x), jax.grad(jnp.linalg.norm)(x))
+    4e-20 [0. 1.] [nan inf]
+    """
+    x = inexact_array("norm", x)
+    axes = summed_axes("norm", x, axis)
+    if ord in (None, "fro"):
+        ord = 2
+    elif isinstance(ord, str) or (ord < 0 and ord != -np.inf) or np.isnan(ord):
+        raise ValueError(f"norm: `ord` must be None, 'fro', 0, a positive number, inf or -inf, got {ord!r}.")
+    elif len(axes) > 1:
+        raise ValueError(
+            f"norm: `ord` {ord} over {len(axes)} axes would be a matrix norm; only 'fro' is supported. Flatten `x` for a "
+            "vector norm; the spectral and the nuclear norm are the largest singular value and the sum of them, see `svd`."
+        )
+    result = _norm(x, float(ord), tuple(i - x.ndim for i in axes)).astype(jnp.finfo(x.dtype).dtype)
+    return jnp.expand_dims(result, axes) if keepdims else result
+
+
+@jax.jit
+def _global_norm(leaves: list[Array]) -> Array:
+    return norm_and_units(tuple(tuple(range(-x.ndim, 0)) for x in leaves), leaves)[0]
+
+
+def global_norm(tree: Any) -> Array:
+    r"""The 2-norm of all elements of a pytree together, without overflow or underflow of their squares.
+
+    As `norm` of the concatenated leaves: its gradient is the tree divided by the norm, and 0 for a tree of zeros.
+    `optax.global_norm` gives inf for gradients of 1e20 in float32 or 300 in float16.
+
+    Args:
+      tree: a pytree of real or complex arrays; integer leaves count as floats.
+
+    Returns:
+      A scalar in the widest precision of the leaves; 0 for an empty tree.
+
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> print(st.global_norm({"w": jnp.full(2, 3e20), "b": jnp.full(2, 4e20)}))
+    7.071068e+20
+    """
+    arrays = [inexact_array("global_norm", x) for x in jax.tree.leaves(tree)]
+    if not arrays:
+        return jnp.zeros(())
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.finfo(jnp.result_type(*arrays)).dtype
+    wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    return _global_norm([part.astype(wide) for x in arrays for part in _real_leaves(x)]).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _normalize(x: Array, axis: _Axes) -> Array:
+    leaves = _real_leaves(x)
+    _, units = norm_and_units((axis,) * len(leaves), leaves)
+    return lax.complex(*units) if len(units) == 2 else units[0]
+
+
+def normalize(x: ArrayLike, axis: Axis = -1) -> Array:
+    r""":math:`x / \lVert x \rVert` along `axis`, whose squares stay in the range; a zero vector stays zero.
+
+    At a zero vector the direction jumps: derivatives there are infinite (NaN in mixed terms), not hidden.
+
+    Args:
+      x: real or complex array.
+      axis: the axes of the norm; None for all.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> print(st.normalize(jnp.array([3e-30, -4e-30])))
+    [ 0.6 -0.8]
+    """
+    x = inexact_array("normalize", x)
+    axes = tuple(i - x.ndim for i in summed_axes("normalize", x, axis))
+    return _normalize(x, axes).astype(x.dtype)
+
+
+def cosine_similarity(x: ArrayLike, y: ArrayLike, axis: int = -1) -> Array:
+    r""":math:`x \cdot y / (\lVert x \rVert \lVert y \rVert)` along `axis`, in any range; 0 for a zero vector.
+
+    Args:
+      x, y: real arrays, broadcast against each other.
+      axis: the axis of the vectors.
+
+    Returns:
+      An array of the broadcast shape without `axis`, in the promoted dtype.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> x, y = jnp.array([1e-25, 0.0]), jnp.array([0.0, 1e25])
+    >>> print(st.cosine_similarity(x, y), jax.grad(st.cosine_similarity)(x, y))
+    0.0 [0.e+00 1.e+25]
+    """
+    dtype = jnp.result_type(x, y)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(
+            f"cosine_similarity: `x` and `y` must be real, got {dtype}. Stack the real and imaginary parts."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    x, y = jnp.broadcast_arrays(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+    product = normalize(working(x), axis) * normalize(working(y), axis)
+    return jnp.sum(product, axis).astype(dtype)
