@@ -3,6 +3,7 @@
 from ._backend import BackendError, BackendFinding, BackendReport, verify_backend
 from ._compensated_dot import compensated_dot, compensated_matmul
 from ._compensated_sum import compensated_mean, compensated_sum
+from ._cross_entropy import sigmoid_cross_entropy, softmax_cross_entropy
 from ._differences import diff_of_products, sqrt_diff
 from ._division import divide
 from ._error_free import fast_two_sum, split, two_prod, two_sum
@@ -11,17 +12,22 @@ from ._hyperbolic import acosh, asinh, atanh, log_cosh, logabssinh, logabstanh, 
 from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1mexp, logsubexp
 from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xlogx, xlogy
 from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
+from ._logsumexp import logcumsumexp, logmeanexp, logsumexp
 from ._normal import erf, erfc, log_ndtr
 from ._plane import arctan2, hypot
 from ._power import power
 from ._quadratic import quadratic_roots
 from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
+from ._sharded import sharded_logsumexp, sharded_softmax_cross_entropy
+from ._softmax import log_softmax, softmax
+from ._streaming import LogSumExp, chunked_logsumexp
 from ._where import safe_where
 
 __all__ = [
     "BackendError",
     "BackendFinding",
     "BackendReport",
+    "LogSumExp",
     "acos",
     "acosh",
     "arctan2",
@@ -30,6 +36,7 @@ __all__ = [
     "atanh",
     "cbrt",
     "cexpexp",
+    "chunked_logsumexp",
     "cloglog",
     "compensated_dot",
     "compensated_matmul",
@@ -56,22 +63,31 @@ __all__ = [
     "log_cosh",
     "log_ndtr",
     "log_sigmoid",
+    "log_softmax",
     "logabssinh",
     "logabstanh",
     "logaddexp",
+    "logcumsumexp",
     "logexpm1",
     "logit",
     "logit1mexp",
+    "logmeanexp",
     "logmxp1",
     "logsubexp",
+    "logsumexp",
     "one_minus_cos",
     "power",
     "quadratic_roots",
     "rsqrt",
     "safe_where",
     "selu",
+    "sharded_logsumexp",
+    "sharded_softmax_cross_entropy",
     "sigmoid",
+    "sigmoid_cross_entropy",
     "silu",
+    "softmax",
+    "softmax_cross_entropy",
     "softplus",
     "split",
     "sqrt",

@@ -1,0 +1,223 @@
+r"""Cross-entropies of logits, with gradients p - y that do not cancel."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from . import _centring as centring
+from . import _normalizer as normalizer
+from ._logistic import log1pexp
+from ._normalizer import MOST, Axes
+from ._softmax import log_softmax, shares
+
+
+class Target(NamedTuple):
+    """What of a row's label the formulas need; the axis of classes has length 1."""
+
+    index: Array
+    logit: Array  # 0 where the index is out of range
+    valid: Array
+
+
+def target_of(a: Array, labels: Array, axis: int, first: ArrayLike = 0) -> Target:
+    """For integer labels; `first` is the index of the first class in `a`."""
+    index = jnp.expand_dims(labels, axis) - first
+    valid = (index >= 0) & (index < a.shape[axis])
+    logit = jnp.take_along_axis(a, jnp.where(valid, index, 0), axis)
+    return Target(index, jnp.where(valid, logit, 0), valid)
+
+
+def _hard(a: Array, labels: Array, axis: int, bounded: bool) -> Array:
+    """log Σ exp(a - m) + (m - a[label]): two terms that are not negative."""
+    total = normalizer.total(a, (axis,), bounded=bounded)
+    largest = normalizer.share_of_maximum(total)
+    target = target_of(a, labels, axis)
+    # The careful sum is needed only where the label has most of its row, since there it is all of the loss.
+    confident = (largest > MOST) & (target.logit == total.maximum)
+    others = normalizer.rest(a, total, (axis,), needed=confident)
+    gap = jnp.where(target.logit == total.maximum, 0, total.maximum - target.logit)
+    loss = normalizer.log_of_sum(largest, others) + gap
+    return jnp.where(target.valid, loss, jnp.nan)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _hard_loss(a: Array, labels: Array, axis: int) -> Array:
+    infinite = normalizer.maximum(a, (axis,)) == jnp.inf
+    loss = _hard(a, labels, axis, bounded=False)
+    return normalizer.repaired(infinite, loss, lambda: _hard(a, labels, axis, bounded=True))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _hard_loss_with_gradient(a: Array, labels: Array, axis: int) -> Array:
+    """The same, sharing the exponentials of its own derivative."""
+    return _hard(a, labels, axis, bounded=True)
+
+
+@_hard_loss.defjvp
+@_hard_loss_with_gradient.defjvp
+def _hard_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    (a, labels), (t, _) = primals, tangents
+    slope = _hard_gradient(a, labels, axis)
+    return _hard_loss_with_gradient(a, labels, axis), jnp.sum(slope * t, axis, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _hard_gradient(a: Array, labels: Array, axis: int) -> Array:
+    """p - y, at the label -(1 - p) from the sum of the others; 0 in a row whose label is masked."""
+    e, r, q = shares(a, (axis,))
+    target = target_of(a, labels, axis)
+    share = jnp.take_along_axis(e, jnp.where(target.valid, target.index, 0), axis) * r
+    complement = jnp.where(share > MOST, q, 1 - share)
+    here = lax.broadcasted_iota(target.index.dtype, a.shape, axis) == target.index
+    factor = jnp.where(target.valid, jnp.where(target.logit == -jnp.inf, 0, 1), jnp.nan)
+    return jnp.where(here, -complement * factor, e * (r * factor))
+
+
+@_hard_gradient.defjvp
+def _hard_gradient_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    (a, labels), (t, _) = primals, tangents
+    e, r, q = shares(a, (axis,))
+    masked = target_of(a, labels, axis).logit == -jnp.inf
+    return _hard_gradient(a, labels, axis), jnp.where(masked, 0, centring.of_shares(e, r, q, t, (axis,)))
+
+
+@jax.custom_jvp
+def _weighted_nats(y: Array, log_p: Array) -> Array:
+    """-y log p, 0 where y is 0, also where log p is -inf."""
+    return jnp.where(y == 0, 0, -y * log_p)
+
+
+_weighted_nats.defjvps(lambda t, out, y, log_p: -log_p * t, lambda t, out, y, log_p: -y * t)
+
+
+def _soft_loss(a: Array, y: Array, axes: Axes) -> Array:
+    return jnp.sum(_weighted_nats(y, log_softmax(a, axes)), axes, keepdims=True)
+
+
+def _uniform_loss(a: Array, axis: int) -> Array:
+    """The mean of -log p over the classes that are not masked."""
+    counted = a != -jnp.inf
+    nats = jnp.where(counted, -log_softmax(a, axis), 0)
+    return jnp.sum(nats, axis, keepdims=True) / jnp.maximum(1, jnp.sum(counted, axis, keepdims=True, dtype=a.dtype))
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "smoothing", "hard"))
+def _loss(a: Array, labels: Array, ignored: Array | None, axis: int, smoothing: float, hard: bool) -> Array:
+    if ignored is not None:
+        a = jnp.where(jnp.expand_dims(ignored, axis), 0, a)
+        if hard:
+            labels = jnp.where(ignored, 0, labels)
+    loss = _hard_loss(a, labels, axis) if hard else _soft_loss(a, labels, (axis,))
+    if smoothing:
+        weight = 1 if hard else jnp.sum(labels, axis, keepdims=True)
+        loss = (1 - smoothing) * loss + smoothing * weight * _uniform_loss(a, axis)
+    loss = jnp.squeeze(loss, axis)
+    return loss if ignored is None else jnp.where(ignored, 0, loss)
+
+
+def softmax_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+) -> Array:
+    r""":math:`-\sum_i y_i \log p_i` of each row, with :math:`p = \operatorname{softmax}(\text{logits})`.
+
+    As :math:`\sum_i y_i (\log \sum_j e^{a_j - m} + (m - a_i))`, whose terms are not negative: nothing cancels. The
+    usual :math:`\log \sum e^a - a_y` loses the digits of a loss that is small beside the logits, and is 0 for a
+    label with nearly the whole row. The gradient :math:`p_i - y_i` is within 2 units in the last place of 1, and at
+    a label with most of its row it is :math:`-\sum_{j \ne y} p_j`, to 4 ulp.
+
+    A logit of -inf is masked: its gradient is exactly 0. If a masked class is a target, the loss is +inf and the row's
+    gradient is 0 (of soft labels: the share of that class in it). A class with probability 0 in `labels` contributes 0.
+
+    Args:
+      logits: real array, with the classes along `axis`.
+      labels: integers, of the shape of `logits` without `axis`; or probabilities, of the shape of `logits`,
+        differentiable.
+      axis: the dimension of the classes.
+      where: bool array that broadcasts with `logits`; classes that are False are masked.
+      label_smoothing: the share of the target that is spread evenly over the classes of the row that are not masked.
+      ignore_index: rows with this label have loss 0 and gradient 0, whatever their logits are. For integer labels.
+
+    Returns:
+      The loss of each row, of the dtype of `logits`; NaN where an integer label is out of range.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> x = jnp.array([40.0, 0.0, -jnp.inf])
+    >>> print(st.softmax_cross_entropy(x, 0), jax.grad(st.softmax_cross_entropy)(x, 0))
+    4.248354e-18 [-4.248354e-18  4.248354e-18  0.000000e+00]
+    """
+    a, dtype = normalizer.working("softmax_cross_entropy", logits)
+    (i,) = normalizer.axes_of("softmax_cross_entropy", axis, a.ndim)
+    a = normalizer.masked(a, where)
+    y = jnp.asarray(labels)
+    hard = jnp.issubdtype(y.dtype, jnp.integer)
+    rows = a.shape[:i] + a.shape[i + 1 :]
+    expected = rows if hard else a.shape
+    if y.shape != expected:
+        kind = (
+            "integer labels: the shape of `logits` without `axis`" if hard else "probabilities: the shape of `logits`"
+        )
+        raise ValueError(
+            f"softmax_cross_entropy: `labels` have shape {y.shape}, expected {expected} ({kind}), with `logits` of shape "
+            f"{a.shape} and `axis` {axis}. Convert one-hot integers to a float dtype."
+        )
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"softmax_cross_entropy: `label_smoothing` is {label_smoothing}, expected a number in [0, 1].")
+    if ignore_index is not None and not hard:
+        raise ValueError(
+            "softmax_cross_entropy: `ignore_index` needs integer `labels`. Give rows to ignore probabilities 0 instead."
+        )
+    ignored = None if ignore_index is None else y == ignore_index
+    y = y if hard else y.astype(a.dtype)
+    return _loss(a, y, ignored, axis=i, smoothing=float(label_smoothing), hard=bool(hard)).astype(dtype)
+
+
+@jax.custom_jvp
+def _zero_times(weight: Array, nats: Array) -> Array:
+    """weight · nats, 0 where the weight is 0, also where the nats are infinite."""
+    return jnp.where(weight == 0, 0, weight * nats)
+
+
+_zero_times.defjvps(lambda t, out, w, nats: nats * t, lambda t, out, w, nats: w * t)
+
+
+@jax.jit
+def _binary(x: Array, y: Array) -> Array:
+    return _zero_times(y, log1pexp(-x)) + _zero_times(1 - y, log1pexp(x))
+
+
+def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
+    r""":math:`-y \log s - (1 - y) \log(1 - s)` of each element, with :math:`s = 1/(1 + e^{-a})`.
+
+    As :math:`y \log(1 + e^{-a}) + (1 - y) \log(1 + e^a)`, whose terms are not negative for labels in [0, 1]. By
+    hand, log(1 - s) is -inf from 17 on (float32); :math:`\max(a, 0) - a y + \dots` loses the digits of a small loss.
+    The gradient s - y is :math:`(1 - y) s(a) - y s(-a)`: at labels 0 and 1 within 4 ulp, however small.
+
+    Args:
+      logits: real array; at -inf and +inf the loss of the label that fits is 0.
+      labels: array that broadcasts with `logits`; 0, 1, or a probability. Differentiable.
+
+    Returns:
+      The loss of each element, of the dtype of `logits`.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.sigmoid_cross_entropy(40.0, 1), jax.grad(st.sigmoid_cross_entropy)(40.0, 1))
+    4.248354e-18 -4.248354e-18
+    """
+    a, dtype = normalizer.working("sigmoid_cross_entropy", logits)
+    x, y = jnp.broadcast_arrays(a, jnp.asarray(labels).astype(a.dtype))
+    return _binary(x, y).astype(dtype)

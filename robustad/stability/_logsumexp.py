@@ -1,0 +1,221 @@
+"""Logarithms of sums of exponentials."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from . import _normalizer as normalizer
+from ._log_exp import logaddexp
+from ._normalizer import Axes
+from ._softmax import shares
+
+Axis = int | Sequence[int] | None
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_sum(a: Array, axes: Axes) -> Array:
+    """log Σ exp(a), the axes kept."""
+    return normalizer.log_total(a, normalizer.total(a, axes, bounded=False), axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _bounded_log_sum(a: Array, axes: Axes) -> Array:
+    """The same, sharing the exponentials of its own derivative."""
+    return normalizer.log_total(a, normalizer.total(a, axes), axes)
+
+
+@log_sum.defjvp
+@_bounded_log_sum.defjvp
+def _log_sum_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
+    (a,), (t,) = primals, tangents
+    e, r, _ = shares(a, axes)
+    return _bounded_log_sum(a, axes), jnp.sum(e * r * t, axes, keepdims=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _weighted(a: Array, b: Array, axes: Axes) -> tuple[Array, Array]:
+    """(log|Σ b exp(a)|, its sign), the axes kept."""
+    counted = jnp.where(b == 0, -jnp.inf, a)
+    c = normalizer.shift(normalizer.maximum(counted, axes))
+    s = jnp.sum(jnp.where(b == 0, 0, b) * normalizer.terms(counted, c), axes, keepdims=True)
+    infinite = jnp.any(counted == jnp.inf, axes, keepdims=True) & (s != 0)
+    return jnp.where(infinite, jnp.inf, c + lax.log(jnp.abs(s))), jnp.sign(s)
+
+
+@_weighted.defjvp
+def _weighted_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    (a, b), (da, db) = primals, tangents
+    value, sign = _weighted(a, b, axes)
+    # At a sum of 0 the derivatives are not defined if terms cancel; 0 if there is no term.
+    empty = jnp.all((b == 0) | (a == -jnp.inf), axes, keepdims=True)
+    per_weight = sign * jnp.exp(a - jnp.where(empty, 0, value))
+    share = jnp.where(b == 0, 0, b * per_weight)
+    tangent = jnp.sum(share * da, axes, keepdims=True) + jnp.sum(per_weight * db, axes, keepdims=True)
+    return (value, sign), (jnp.where(empty, 0, tangent), jnp.zeros_like(sign))
+
+
+_compiled_log_sum = jax.jit(log_sum, static_argnums=1)
+_compiled_weighted = jax.jit(_weighted, static_argnums=2)
+
+
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: Literal[False] = False,
+    where: ArrayLike | None = None,
+) -> Array: ...
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    return_sign: Literal[True],
+    where: ArrayLike | None = None,
+) -> tuple[Array, Array]: ...
+def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=None):
+    r""":math:`\log \sum_i b_i e^{a_i}`; the arguments are those of `jax.scipy.special.logsumexp`.
+
+    Written by hand it overflows from 88.7 (float32). Here :math:`c + \log \sum e^{a_i - c}` with a shift c that
+    makes the differences exact. Without weights, within 4 ulp (float32) and 8 ulp (float64) and the error of summing
+    n terms. Where the value is near 0: in float32, computed in float64 there, within 4 ulp as long as it is above
+    :math:`2^{-27} \max|a|`; in float64 within 8 ulp if no entry is negative, else relative to the maximum's
+    magnitude. With weights of both signs the sum may cancel: the error is relative to :math:`\sum |b_i| e^{a_i}`.
+
+    The derivative is the softmax. Entries of -inf have share 0, all of them in a row of -inf alone, where the value
+    is -inf. Entries of +inf share equally.
+
+    Args:
+      a: real array; float16 and bfloat16 are computed in float32 and rounded once.
+      axis: the dimension or dimensions to sum over; None for all.
+      b: weights that broadcast with `a`, of any sign; differentiable. Elements with weight 0 do not count.
+      keepdims: whether the summed dimensions stay, with length 1.
+      return_sign: whether to return (log|sum|, sign of the sum). If not, a negative sum gives NaN.
+      where: bool array that broadcasts with `a`; elements that are False do not count.
+
+    Returns:
+      An array of the dtype of `a` (promoted with `b`), or two. An empty sum is 0: -inf.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> print(st.logsumexp(jnp.array([1000.0, 1000.0])), st.logsumexp(jnp.array([0.0, -40.0])))
+    1000.6931 4.248354e-18
+    >>> print(jax.grad(st.logsumexp)(jnp.array([-jnp.inf, -jnp.inf])))
+    [0. 0.]
+    """
+    if b is not None:
+        a, b = (jnp.asarray(x, jnp.result_type(a, b)) for x in (a, b))
+    x, dtype = normalizer.working("logsumexp", a)
+    if b is None:
+        if where is not None:
+            x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, jnp.shape(where)))
+        axes = normalizer.axes_of("logsumexp", axis, x.ndim)
+        value = _compiled_log_sum(normalizer.masked(x, where), axes)
+        sign = jnp.where(value == -jnp.inf, 0, jnp.where(jnp.isnan(value), value, jnp.ones_like(value)))
+    else:
+        weights = jnp.asarray(b, x.dtype)
+        shape = jnp.broadcast_shapes(x.shape, weights.shape, () if where is None else jnp.shape(where))
+        x, weights = jnp.broadcast_to(x, shape), jnp.broadcast_to(weights, shape)
+        if where is not None:
+            weights = jnp.where(where, weights, 0)
+        axes = normalizer.axes_of("logsumexp", axis, x.ndim)
+        value, sign = _compiled_weighted(normalizer.masked(x, where), weights, axes)
+    value, sign = (y if keepdims else jnp.squeeze(y, axes) for y in (value, sign))
+    if return_sign:
+        return value.astype(dtype), sign.astype(dtype)
+    return (value if b is None else jnp.where(sign < 0, jnp.nan, value)).astype(dtype)
+
+
+def logmeanexp(a: ArrayLike, axis: Axis = None, keepdims: bool = False, where: ArrayLike | None = None) -> Array:
+    r""":math:`\log \frac1n \sum_i e^{a_i}`.
+
+    :math:`\log \sum e^{a - \log n}` would lose the digits of equal entries. Here :math:`m + \log(\text{mean of }
+    e^{a - m})`: entries that are all equal give their value.
+
+    Args:
+      a: real array; float16 and bfloat16 are computed in float32 and rounded once.
+      axis: the dimension or dimensions to average over; None for all.
+      keepdims: whether these dimensions stay, with length 1.
+      where: bool array that broadcasts with `a`; elements that are False do not count, and not in n either.
+
+    Returns:
+      An array of the dtype of `a`. The mean of nothing is NaN.
+
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> print(st.logmeanexp(jnp.array([1000.0, 1000.0, -jnp.inf, -jnp.inf])))
+    999.3068
+    """
+    x, dtype = normalizer.working("logmeanexp", a)
+    if where is not None:
+        x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, jnp.shape(where)))
+    axes = normalizer.axes_of("logmeanexp", axis, x.ndim)
+    if where is None:
+        count = jnp.full(
+            [1 if i in axes else n for i, n in enumerate(x.shape)], math.prod(x.shape[i] for i in axes), x.dtype
+        )
+    else:
+        count = jnp.sum(jnp.broadcast_to(where, x.shape), axes, keepdims=True, dtype=x.dtype)
+    value = _log_mean(normalizer.masked(x, where), count, axes)
+    return (value if keepdims else jnp.squeeze(value, axes)).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _log_mean(a: Array, count: Array, axes: Axes) -> Array:
+    return _log_mean_of(a, count, axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _log_mean_of(a: Array, count: Array, axes: Axes) -> Array:
+    m = normalizer.maximum(a, axes)
+    d = jnp.where(a == m, 0, a - m)
+    # log(1 + mean(exp(d) - 1)): the terms are not positive, so nothing cancels
+    lost = jnp.sum(jnp.where(d == -jnp.inf, -1, jnp.expm1(d)), axes, keepdims=True)
+    padded = a.size // max(1, m.size) - count
+    mean = (lost + padded) / count
+    value = jnp.where(mean > -0.5, jnp.log1p(jnp.maximum(mean, -0.5)), jnp.log(1 + mean))
+    return jnp.where(count == 0, jnp.nan, jnp.where(jnp.isinf(m), m, m + value))
+
+
+@_log_mean_of.defjvp
+def _log_mean_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    (a, count), (t, _) = primals, tangents
+    e, r, _ = shares(a, axes)
+    return _log_mean_of(a, count, axes), jnp.sum(e * r * t, axes, keepdims=True)
+
+
+def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:
+    r""":math:`\log \sum_{j \le i} e^{a_j}` for every i along an axis.
+
+    A tree of `logaddexp` of depth :math:`\log_2 n`, each with an error of 2 ulp at most of the larger operand. The
+    derivatives are finite at -inf, where `jax.lax.cumlogsumexp` gives NaN: an entry of -inf has no share.
+
+    Args:
+      a: real array.
+      axis: the dimension to run along.
+      reverse: whether to run from the end: :math:`\log \sum_{j \ge i} e^{a_j}`.
+
+    Returns:
+      An array of the shape and dtype of `a`.
+
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> print(st.logcumsumexp(jnp.array([-jnp.inf, 1000.0, 1000.0])))
+    [     -inf 1000.     1000.6932]
+    """
+    x, dtype = normalizer.working("logcumsumexp", a)
+    (i,) = normalizer.axes_of("logcumsumexp", axis, x.ndim)
+    return lax.associative_scan(logaddexp, x, reverse=reverse, axis=i).astype(dtype)
