@@ -1,0 +1,76 @@
+"""The singular value decomposition, with derivatives that are finite at repeated and at zero singular values."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from ._gaps import adjoint, inverse_or_zero, matrices, product, rounded, scale_of, tie_tolerance
+
+
+@jax.custom_jvp
+def _svd(a: Array) -> tuple[Array, Array, Array]:
+    scale = scale_of(a)
+    u, s, vh = lax.linalg.svd(a * (1 / scale)[..., None, None].astype(a.dtype), full_matrices=False)
+    return u, s * scale[..., None], vh
+
+
+@_svd.defjvp
+def _svd_jvp(primals, tangents):
+    (a,), (t,) = primals, tangents
+    u, s, vh = _svd(a)
+    v = adjoint(vh)
+    inside = product(adjoint(u), t, v)
+    least = tie_tolerance(max(a.shape[-2:]), s.dtype) * jnp.max(s, -1, initial=0)[..., None, None]
+    row, column = s[..., None, :], s[..., :, None]
+    # Sum and difference of the rotations of u and v: each with its own denominator, no squares.
+    both = (inverse_or_zero(row - column, least) * 0.5).astype(a.dtype) * (inside + adjoint(inside))
+    apart = (inverse_or_zero(row + column, least) * 0.5).astype(a.dtype) * (inside - adjoint(inside))
+    du, dv = product(u, both + apart), product(v, both - apart)
+    inverse = inverse_or_zero(row, least).astype(a.dtype)
+    rows, columns = a.shape[-2:]
+    if rows > columns:
+        du = du + (product(t, v) - product(u, inside)) * inverse
+    if columns > rows:
+        dv = dv + (product(adjoint(t), u) - product(v, adjoint(inside))) * inverse
+    return (u, s, vh), (du, jnp.diagonal(inside, axis1=-2, axis2=-1).real, adjoint(dv))
+
+
+_compiled = jax.jit(_svd)
+
+
+def svd(a: ArrayLike, full_matrices: bool = False) -> tuple[Array, Array, Array]:
+    r"""The thin decomposition :math:`a = u \operatorname{diag}(s) v^H`: s descending, k = min(m, n) columns of u and rows of vʰ.
+
+    With :math:`P = u^H \dot a v` the rotations of u and v have the sum :math:`(P + P^H)_{ij}/(s_j - s_i)` and the
+    difference :math:`(P - P^H)_{ij}/(s_j + s_i)`. `jnp.linalg.svd` divides by :math:`s_j^2 - s_i^2`: NaN at ties, and
+    out of range for small matrices. Here an inverse is 0 where its denominator is a tie, :math:`\le 4 \sqrt{\max(m,
+    n)}\, ε \max s`, and the motion that is not determined is the smallest. First derivatives are then exact for
+    functions that do not depend on the basis of tied singular vectors: the nuclear norm at full rank, the norm of the
+    product :math:`u s v^H`, singular values and vectors outside the tie. At a zero singular value, a kink, the
+    derivative of s is that of the signed value :math:`u^H a v`, as in JAX. Second derivatives are finite.
+
+    Args:
+      a: real or complex matrices, shape (..., m, n), of any scale.
+      full_matrices: must be False: the vectors of the null space have no derivative.
+
+    Returns:
+      `(u, s, vh)` of shapes (..., m, k), (..., k), (..., k, n).
+
+    Raises:
+      ValueError: `a` has fewer than two axes, or `full_matrices` is True.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> def length(a):
+    ...     u, s, vh = st.svd(a)
+    ...     return st.norm((u * s) @ vh)
+    >>> print(4 * jax.grad(length)(jnp.diag(jnp.array([2.0, 2.0, 2.0, 2.0]))).diagonal())
+    [2. 2. 2. 2.]
+    """
+    if full_matrices:
+        raise ValueError("svd: `full_matrices` must be False: the vectors of the null space have no derivative.")
+    a, dtype = matrices("svd", a, square=False)
+    u, s, vh = _compiled(a)
+    return rounded(u, dtype), rounded(s, dtype), rounded(vh, dtype)
