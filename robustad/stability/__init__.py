@@ -1,19 +1,24 @@
 """Numerical primitives whose value, first and second derivative are right to the last bits."""
 
 from ._backend import BackendError, BackendFinding, BackendReport, verify_backend
+from ._block_scaled import block_scaled_sum
+from ._compensated_cumsum import compensated_cumsum
 from ._compensated_dot import compensated_dot, compensated_matmul
+from ._compensated_polyval import compensated_polyval
 from ._compensated_sum import compensated_mean, compensated_sum
 from ._cross_entropy import sigmoid_cross_entropy, softmax_cross_entropy
 from ._differences import diff_of_products, sqrt_diff
 from ._division import divide
 from ._error_free import fast_two_sum, split, two_prod, two_sum
 from ._exponential import cexpexp, exp2, expm1, expm1_over_x, xexpx
+from ._formats import FormatInfo, format_info, sum_error_bound
 from ._hyperbolic import acosh, asinh, atanh, log_cosh, logabssinh, logabstanh, tanh
 from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1mexp, logsubexp
 from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xlogx, xlogy
 from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
 from ._logsumexp import logcumsumexp, logmeanexp, logsumexp
 from ._normal import erf, erfc, log_ndtr
+from ._pairwise import kahan_sum, pairwise_sum
 from ._plane import arctan2, hypot
 from ._power import power
 from ._quadratic import quadratic_roots
@@ -27,6 +32,7 @@ __all__ = [
     "BackendError",
     "BackendFinding",
     "BackendReport",
+    "FormatInfo",
     "LogSumExp",
     "acos",
     "acosh",
@@ -34,13 +40,16 @@ __all__ = [
     "asin",
     "asinh",
     "atanh",
+    "block_scaled_sum",
     "cbrt",
     "cexpexp",
     "chunked_logsumexp",
     "cloglog",
+    "compensated_cumsum",
     "compensated_dot",
     "compensated_matmul",
     "compensated_mean",
+    "compensated_polyval",
     "compensated_sum",
     "diff_of_products",
     "divide",
@@ -52,7 +61,9 @@ __all__ = [
     "expm1",
     "expm1_over_x",
     "fast_two_sum",
+    "format_info",
     "hypot",
+    "kahan_sum",
     "log",
     "log1mexp",
     "log1p",
@@ -76,6 +87,7 @@ __all__ = [
     "logsubexp",
     "logsumexp",
     "one_minus_cos",
+    "pairwise_sum",
     "power",
     "quadratic_roots",
     "rsqrt",
@@ -93,6 +105,7 @@ __all__ = [
     "sqrt",
     "sqrt1pm1",
     "sqrt_diff",
+    "sum_error_bound",
     "tanh",
     "two_prod",
     "two_sum",

@@ -53,7 +53,7 @@ def two_word_matmul_kernel(a: Array, b: Array) -> Array:
     words = _words_by_products if small else _words_by_updates
 
     def scaled() -> Array:
-        (u, u_scale), (v, v_scale) = _scaled(a), _scaled(b)
+        (u, u_scale), (v, v_scale) = _scaled(a, 2), _scaled(b, 1)
         return rounded(words(u, v)) * u_scale * v_scale
 
     return retry_scaled(words(a, b), rounded, scaled).astype(dtype)
@@ -97,10 +97,10 @@ def _outer(a: Array, b: Array) -> Array:
     return a * b
 
 
-def _scaled(x: Array) -> tuple[Array, Array]:
-    """`x` by a power of two, so that no sum of 2 ** 32 products of such arrays overflows; and the inverse power."""
+def _scaled(x: Array, axis: int) -> tuple[Array, Array]:
+    """Along `axis`, `x` by a power of two so that no sum of 2 ** 32 products of such vectors overflows; and the inverse."""
     middle = jnp.finfo(x.dtype).maxexp // 2
-    large = jnp.any(jnp.isfinite(x) & (jnp.abs(x) >= x.dtype.type(2.0 ** (middle - 16))))
+    large = jnp.any(jnp.isfinite(x) & (jnp.abs(x) >= x.dtype.type(2.0 ** (middle - 16))), axis, keepdims=True)
     shift = x.dtype.type(2.0 ** (middle + 16))
     return x * jnp.where(large, 1 / shift, x.dtype.type(1)), jnp.where(large, shift, x.dtype.type(1))
 

@@ -10,8 +10,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from robustad.stability._backend import require_error_free
-from robustad.stability._primitive import linear_primitive
-from robustad.stability._sum_arguments import Axis, inexact, keep, masked, real_or_complex, summed_axes, wider
+from robustad.stability._sum_arguments import Axis, inexact, keep, masked, real_or_complex, summed_axes
+from robustad.stability._sum_primitive import sum_primitive
 from robustad.stability._two_words import Words, merge_axes, retry_scaled, rounded, sum_in_float64, sum_in_two_words
 
 # ---- kernels: the sum over `axes`, divided by `count` if there is one
@@ -53,37 +53,7 @@ def two_word_sum_kernel(x: Array, *count: Array, axes: tuple[int, ...]) -> Array
     return retry_scaled(sum_in_two_words(words, [x], axes), finish, scaled).astype(dtype)
 
 
-# ---- the primitive
-
-
-def _plain(x: Array, *count: Array, axes: tuple[int, ...]) -> Array:
-    total = lax.reduce_sum(x, axes)
-    return total / count[0].astype(x.dtype) if count else total
-
-
-def _spread(cotangent: Array, x, *count: Array, axes: tuple[int, ...]) -> Array:
-    if count:
-        wide = wider(cotangent.dtype, jnp.float32)
-        cotangent = (cotangent.astype(wide) / count[0].astype(wide)).astype(cotangent.dtype)
-    kept = [i for i in range(len(x.shape)) if i not in axes]
-    return lax.broadcast_in_dim(cotangent, x.shape, kept)
-
-
-def _batch(size: int, operands, batch_axes, *, axes: tuple[int, ...]) -> Array:
-    moved = [
-        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(operands, batch_axes)
-    ]
-    return _sum(*moved, axes=tuple(a + 1 for a in axes))
-
-
-_sum = linear_primitive(
-    "compensated_sum",
-    kernels={None: sum_kernel, "tpu": two_word_sum_kernel},
-    shape=_plain,
-    transposes={0: _spread},
-    batch=_batch,
-)
+_sum = sum_primitive("compensated_sum", {None: sum_kernel, "tpu": two_word_sum_kernel})
 
 
 # ---- the functions
