@@ -1,0 +1,61 @@
+"""The arithmetic of double words that the walk is given."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from robustad import _jaxpr
+from robustad._jaxpr import Equation, Path
+from robustad.arithmetic import _double_word_reductions as reductions
+from robustad.arithmetic import _double_word_rules as rules
+from robustad.arithmetic._double_word import DoubleWord
+from robustad.arithmetic._double_word_rules import RULES, is_real, lift, rounded
+
+
+def is_plain(eqn: Equation) -> bool:
+    """Whether an equation is evaluated plainly though floating values pass through it."""
+    passes = any(map(_jaxpr.is_inexact, eqn.invars)) and any(map(_jaxpr.is_inexact, eqn.outvars))
+    return passes and not _has_rule(eqn)
+
+
+def _has_rule(eqn: Equation) -> bool:
+    f = RULES.get(eqn.primitive.name)
+    if f is None or f is rules.moved:
+        return f is not None
+    axes = eqn.params.get("axes", ())
+    if f is reductions.across_devices and (eqn.params.get("axis_index_groups") or not all(map(is_real, eqn.invars))):
+        return False
+    if f is reductions.across_devices and not all(isinstance(axis, str) for axis in axes):
+        return False
+    if f is reductions.argument and len(axes) != 1:
+        return False
+    return not any(_jaxpr.is_inexact(v) and not is_real(v) for v in (*eqn.invars, *eqn.outvars))
+
+
+@dataclasses.dataclass(frozen=True)
+class DoubleWordArithmetic:
+    """The walk in double words. It keeps no records."""
+
+    watched: frozenset[Path] = frozenset()
+
+    def lift(self, x: Any) -> DoubleWord:
+        return lift(x)
+
+    def plain(self, value: DoubleWord) -> Array:
+        return value.hi
+
+    def equation(self, eqn: Equation, operands: Sequence[DoubleWord], path: Path) -> tuple[list[DoubleWord], None]:
+        floats = any(v.lo is not None for v in operands)
+        casts = eqn.primitive.name == "convert_element_type" and is_real(eqn.outvars[0])
+        if (floats or casts) and _has_rule(eqn):
+            return RULES[eqn.primitive.name](eqn, operands), None
+        plain = [rounded(v, _jaxpr.aval(atom).dtype) for v, atom in zip(operands, eqn.invars)]
+        return [lift(out) for out in _jaxpr.evaluate(eqn, plain)], None
+
+    def blank(self, path: Path, at: Path) -> None:
+        return None
+
+    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> None:
+        return None
