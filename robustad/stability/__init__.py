@@ -2,6 +2,7 @@
 
 from ._backend import BackendError, BackendFinding, BackendReport, verify_backend
 from ._block_scaled import block_scaled_sum
+from ._cholesky import cholesky
 from ._compensated_cumsum import compensated_cumsum
 from ._compensated_dot import compensated_dot, compensated_matmul
 from ._compensated_polyval import compensated_polyval
@@ -9,6 +10,7 @@ from ._compensated_sum import compensated_mean, compensated_sum
 from ._cross_entropy import sigmoid_cross_entropy, softmax_cross_entropy
 from ._differences import diff_of_products, sqrt_diff
 from ._division import divide
+from ._eigh import eigh
 from ._error_free import fast_two_sum, split, two_prod, two_sum
 from ._exponential import cexpexp, exp2, expm1, expm1_over_x, xexpx
 from ._formats import FormatInfo, format_info, sum_error_bound
@@ -17,7 +19,9 @@ from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1me
 from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xlogx, xlogy
 from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
 from ._logsumexp import logcumsumexp, logmeanexp, logsumexp
+from ._moments import mean, std, var
 from ._normal import erf, erfc, log_ndtr
+from ._norms import cosine_similarity, global_norm, norm, normalize
 from ._pairwise import kahan_sum, pairwise_sum
 from ._plane import arctan2, hypot
 from ._power import power
@@ -26,6 +30,7 @@ from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
 from ._sharded import sharded_logsumexp, sharded_softmax_cross_entropy
 from ._softmax import log_softmax, softmax
 from ._streaming import LogSumExp, chunked_logsumexp
+from ._svd import svd
 from ._where import safe_where
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "block_scaled_sum",
     "cbrt",
     "cexpexp",
+    "cholesky",
     "chunked_logsumexp",
     "cloglog",
     "compensated_cumsum",
@@ -51,8 +57,10 @@ __all__ = [
     "compensated_mean",
     "compensated_polyval",
     "compensated_sum",
+    "cosine_similarity",
     "diff_of_products",
     "divide",
+    "eigh",
     "elu",
     "entr",
     "erf",
@@ -62,6 +70,7 @@ __all__ = [
     "expm1_over_x",
     "fast_two_sum",
     "format_info",
+    "global_norm",
     "hypot",
     "kahan_sum",
     "log",
@@ -86,6 +95,9 @@ __all__ = [
     "logmxp1",
     "logsubexp",
     "logsumexp",
+    "mean",
+    "norm",
+    "normalize",
     "one_minus_cos",
     "pairwise_sum",
     "power",
@@ -105,10 +117,13 @@ __all__ = [
     "sqrt",
     "sqrt1pm1",
     "sqrt_diff",
+    "std",
     "sum_error_bound",
+    "svd",
     "tanh",
     "two_prod",
     "two_sum",
+    "var",
     "verify_backend",
     "xexpx",
     "xlog1py",
