@@ -26,6 +26,7 @@ from ._pairwise import kahan_sum, pairwise_sum
 from ._plane import arctan2, hypot
 from ._power import power
 from ._quadratic import quadratic_roots
+from ._range import CastCounts, RangeReport, range_report, saturating_cast
 from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
 from ._sharded import sharded_logsumexp, sharded_softmax_cross_entropy
 from ._softmax import log_softmax, softmax
@@ -37,8 +38,10 @@ __all__ = [
     "BackendError",
     "BackendFinding",
     "BackendReport",
+    "CastCounts",
     "FormatInfo",
     "LogSumExp",
+    "RangeReport",
     "acos",
     "acosh",
     "arctan2",
@@ -102,8 +105,10 @@ __all__ = [
     "pairwise_sum",
     "power",
     "quadratic_roots",
+    "range_report",
     "rsqrt",
     "safe_where",
+    "saturating_cast",
     "selu",
     "sharded_logsumexp",
     "sharded_softmax_cross_entropy",
