@@ -40,7 +40,8 @@ _compiled = jax.jit(_svd)
 
 
 def svd(a: ArrayLike, full_matrices: bool = False) -> tuple[Array, Array, Array]:
-    r"""The thin decomposition :math:`a = u s v^H`: s descending, k = min(m, n) columns of u and rows of vʰ.
+    r"""The thin decomposition :math:`a = u s v^H`: s descending, k = min(m, n) columns of u and rows
+    of vʰ.
 
     With :math:`P = u^H \dot a v` the rotations of u and v have the sum :math:`(P + P^H)_{ij}/(s_j - s_i)` and the
     difference :math:`(P - P^H)_{ij}/(s_j + s_i)`. `jnp.linalg.svd` divides by :math:`s_j^2 - s_i^2`: NaN at ties, and
