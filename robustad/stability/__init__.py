@@ -16,6 +16,7 @@ from ._exponential import cexpexp, exp2, expm1, expm1_over_x, xexpx
 from ._formats import FormatInfo, format_info, sum_error_bound
 from ._hyperbolic import acosh, asinh, atanh, log_cosh, logabssinh, logabstanh, tanh
 from ._log_exp import cloglog, log1mexp, log2mexp, logaddexp, logexpm1, logit1mexp, logsubexp
+from ._log_matmul import log_matmul
 from ._logarithm import entr, log, log1p, log1pmx, log1psq, logmxp1, xlog1py, xlogx, xlogy
 from ._logistic import elu, log1pexp, log_sigmoid, logit, selu, sigmoid, silu, softplus
 from ._logsumexp import logcumsumexp, logmeanexp, logsumexp
@@ -28,7 +29,9 @@ from ._power import power
 from ._quadratic import quadratic_roots
 from ._range import CastCounts, RangeReport, range_report, saturating_cast
 from ._roots import acos, asin, cbrt, one_minus_cos, rsqrt, sqrt, sqrt1pm1
+from ._scaled import prod, scaled_prod
 from ._sharded import sharded_logsumexp, sharded_softmax_cross_entropy
+from ._signed_log import SignedLog
 from ._softmax import log_softmax, softmax
 from ._streaming import LogSumExp, chunked_logsumexp
 from ._svd import svd
@@ -42,6 +45,7 @@ __all__ = [
     "FormatInfo",
     "LogSumExp",
     "RangeReport",
+    "SignedLog",
     "acos",
     "acosh",
     "arctan2",
@@ -84,6 +88,7 @@ __all__ = [
     "log1psq",
     "log2mexp",
     "log_cosh",
+    "log_matmul",
     "log_ndtr",
     "log_sigmoid",
     "log_softmax",
@@ -104,11 +109,13 @@ __all__ = [
     "one_minus_cos",
     "pairwise_sum",
     "power",
+    "prod",
     "quadratic_roots",
     "range_report",
     "rsqrt",
     "safe_where",
     "saturating_cast",
+    "scaled_prod",
     "selu",
     "sharded_logsumexp",
     "sharded_softmax_cross_entropy",

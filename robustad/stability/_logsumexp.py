@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Literal, overload
 
 import jax
@@ -14,10 +13,8 @@ from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
 from ._log_exp import logaddexp
-from ._normalizer import Axes
+from ._normalizer import Axes, Axis
 from ._softmax import shares
-
-Axis = int | Sequence[int] | None
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from . import _words as words
 
 Axes = tuple[int, ...]
+Axis = int | Sequence[int] | None
 
 # One entry at most has more than half of the total. A little more, so that two rounded halves do not count.
 MOST = 0.51
@@ -51,7 +52,7 @@ def working(name: str, a: ArrayLike) -> tuple[Array, jnp.dtype]:
     return jnp.asarray(a, dtype).astype(jnp.promote_types(dtype, jnp.float32)), dtype
 
 
-def axes_of(name: str, axis: int | Sequence[int] | None, ndim: int) -> Axes:
+def axes_of(name: str, axis: Axis, ndim: int) -> Axes:
     if axis is None:
         return tuple(range(ndim))
     given = tuple(axis) if isinstance(axis, Sequence) else (axis,)

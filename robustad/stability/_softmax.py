@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jax.typing import ArrayLike
 
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._normalizer import Axes
+from ._normalizer import Axes, Axis
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -60,7 +59,7 @@ _compiled_softmax = jax.jit(_softmax, static_argnums=1)
 _compiled_log_softmax = jax.jit(_log_softmax, static_argnums=1)
 
 
-def softmax(a: ArrayLike, axis: int | Sequence[int] | None = -1, where: ArrayLike | None = None) -> Array:
+def softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     r""":math:`p_i = e^{a_i} / \sum_j e^{a_j}`.
 
     The usual form rounds :math:`a_i - \max a` before the exponential: 20 ulp at logits of 10 in float32. Its derivative
@@ -89,7 +88,7 @@ def softmax(a: ArrayLike, axis: int | Sequence[int] | None = -1, where: ArrayLik
     return _compiled_softmax(normalizer.masked(x, where), normalizer.axes_of("softmax", axis, x.ndim)).astype(dtype)
 
 
-def log_softmax(a: ArrayLike, axis: int | Sequence[int] | None = -1, where: ArrayLike | None = None) -> Array:
+def log_softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     r""":math:`a_i - \log \sum_j e^{a_j}`.
 
     For an entry that has nearly the whole of its row this is :math:`-\sum_{j \ne i} e^{a_j - a_i}`, which the usual
