@@ -122,7 +122,7 @@ def _turned(x: DoubleWord, quadrant: Array, r: DoubleWord) -> DoubleWord:
 
 @jax.jit
 def sin(x: DoubleWord) -> DoubleWord:
-    return dw.unless_tiny(x, _turned(x, *_modulo_quarter_turn(x)))
+    return where(x.hi == 0, x, _turned(x, *_modulo_quarter_turn(x)))
 
 
 @jax.jit
@@ -134,7 +134,7 @@ def cos(x: DoubleWord) -> DoubleWord:
 @jax.jit
 def tan(x: DoubleWord) -> DoubleWord:
     quadrant, r = _modulo_quarter_turn(x)
-    return dw.unless_tiny(x, div(_turned(x, quadrant, r), _turned(x, (quadrant + 1) & 3, r)))
+    return where(x.hi == 0, x, div(_turned(x, quadrant, r), _turned(x, (quadrant + 1) & 3, r)))
 
 
 @jax.jit
@@ -147,7 +147,6 @@ def atan2(y: DoubleWord, x: DoubleWord) -> DoubleWord:
     quarter = dw.twice(first, 0.25)
     half_sine, half_cosine = _doubled(_sine_series(zero, quarter), _sine_series(zero + 1, quarter))
     s, c = _doubled(half_sine, half_cosine)
-    s = dw.unless_tiny(first, s)  # a quarter of it may underflow
     size = jnp.maximum(jnp.abs(x.hi), jnp.abs(y.hi))
     unit, _ = dw.split_exponent(dw.single(size))
     x, y = scaled(x, -unit), scaled(y, -unit)
@@ -167,12 +166,12 @@ def atan(x: DoubleWord) -> DoubleWord:
     limit = 2.0 ** (3 * dw.precision(x))  # beyond, π/2 in two words
     far = DoubleWord(jnp.clip(x.hi, -limit, limit), jnp.zeros_like(x.lo))
     x = where(jnp.abs(x.hi) < limit, x, far)
-    return dw.unless_tiny(x, atan2(x, DoubleWord(jnp.ones_like(x.hi), jnp.zeros_like(x.lo))))
+    return where(x.hi == 0, x, atan2(x, DoubleWord(jnp.ones_like(x.hi), jnp.zeros_like(x.lo))))
 
 
 @jax.jit
 def asin(x: DoubleWord) -> DoubleWord:
-    return dw.unless_tiny(x, atan2(x, _other_leg(x)))
+    return atan2(x, _other_leg(x))
 
 
 @jax.jit

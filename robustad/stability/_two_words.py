@@ -5,14 +5,13 @@ or of float32 on hardware without float64 (TPU), is accumulated as two words (s,
 in e (Ogita, Rump and Oishi, Accurate Sum and Dot Product, SIAM J. Sci. Comput. 26, 2005).
 
 What decides the speed on CPU: a loop over few long rows, fused into one kernel, reads the input once, is vectorised and runs
-on all threads; a reduction of two operands is neither. So a long axis is first folded into 24 rows that are added
+on all threads; a reduction of two operands is neither. So a long axis is first folded into 16 rows that are added
 elementwise, again and again, and only the short rest goes through a reduction. A fused kernel has one result: the two words
 leave it as one complex number.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -24,12 +23,11 @@ from robustad.stability._error_free import opaque, two_sum_kernel
 
 Words = tuple[Array, Array]
 
-# Measured: 16 to 32 rows are equally fast, 8 or 64 slower; rows whose length is no multiple of 8 are 3 times slower; below
-# 2 ** 16 elements one more kernel costs more than it saves.
-STREAMS = 24  # rows that are read at the same time, of all operands
+# Measured: 16 rows are as fast as 12 or 20 and faster than 8 or 32; rows whose length is no multiple of 8 are 3 times
+# slower; below 2 ** 16 elements one more kernel costs more than it saves.
+ROWS = 16
 LANES = 8
 LARGE = 2**16
-LONG = 2**10  # the rest of a fold is folded again from this length on
 
 
 def sum_in_float64(load: Callable[..., Array], operands: Sequence[Array], axes: Sequence[int]) -> Array:
@@ -47,62 +45,17 @@ def sum_in_float64(load: Callable[..., Array], operands: Sequence[Array], axes: 
 
 
 def sum_in_two_words(load: Callable[..., Words], operands: Sequence[Array], axes: Sequence[int]) -> Words:
-    """Σ load(*operands) over `axes` as (s, e), not normalised; where s is not finite, e means nothing. Compact, and slow."""
-    return _reduce(load(*operands), axes)
-
-
-def fast_sum_in_two_words(
-    load: Callable[..., Words],
-    operands: Sequence[Array],
-    axes: Sequence[int],
-    finish: Callable[[Words], Array],
-    scaled: Callable[[], Array],
-) -> Array:
-    """finish(Σ load(*operands)); where that overflows on the way (or is truly not finite), scaled()."""
-    return finish_or_scale(_fold(load, operands, axes, 2 * LANES), axes, finish, scaled)
-
-
-def finish_or_scale(
-    parts: Sequence[Words], axes: Sequence[int], finish: Callable[[Words], Array], scaled: Callable[[], Array]
-) -> Array:
-    """finish(the sum of the parts over `axes`); where that overflows on the way, or had overflowed, scaled().
-
-    The question is asked before the last reduction, and the answers are branches of a `cond`, because that also keeps
-    XLA from merging the reduction with the fold before it (measured on jax 0.10.2: 5 times slower for rows of float64).
-    """
-    terms = sum(math.prod(s.shape[i] for i in axes) for s, _ in parts)
-    limit = jnp.finfo(parts[0][0].dtype).max / (4 * max(1, terms))
-    safe = jnp.asarray(True)
-    for s, e in parts:
-        safe &= jnp.all((jnp.abs(s) <= limit) & jnp.isfinite(e))
-
-    def total() -> Words:
-        return functools.reduce(add_words, [_sum_of_words(words, axes) for words in parts])
-
-    def careful() -> Array:
-        words = total()
-        return jnp.where(jnp.isfinite(words[0]) & jnp.isfinite(words[1]), finish(words), scaled())
-
-    return lax.cond(safe, lambda: finish(total()), careful)
-
-
-def _fold(load: Callable[..., Words], operands: Sequence[Array], axes: Sequence[int], shortest: int) -> list[Words]:
-    """Few words whose sum over `axes` is that of load(*operands)."""
-    axis = _axis_to_fold(operands[0].shape, axes, shortest)
+    """Σ load(*operands) over `axes` as (s, e), not normalised; where s is not finite, e means nothing."""
+    axis = _axis_to_fold(operands[0].shape, axes)
     if axis is None:
-        return [load(*operands)]
+        return _reduce(load(*operands), axes)
     rows, tail = _rows(operands, axis)
     total = load(*rows[0])
     for row in rows[1:]:
         total = add_words(total, load(*row))
     packed = lax.optimization_barrier(lax.complex(*total))
-    return [_unpack(packed), *([] if tail is None else _fold(load, tail, axes, shortest))]
-
-
-def _sum_of_words(words: Words, axes: Sequence[int]) -> Words:
-    if _axis_to_fold(words[0].shape, axes, LONG) is None:
-        return _reduce(words, axes)
-    return functools.reduce(add_words, [_reduce(part, axes) for part in _fold(lambda *w: w, words, axes, LONG)])
+    total = sum_in_two_words(_unpack, [packed], axes)
+    return total if tail is None else add_words(total, sum_in_two_words(load, tail, axes))
 
 
 def add_words(a: Words, b: Words) -> Words:
@@ -114,6 +67,16 @@ def rounded(words: Words) -> Array:
     """s + e, or s where s is an infinity or NaN."""
     s, e = words
     return jnp.where(jnp.isfinite(s), s + e, s)
+
+
+def retry_scaled(words: Words, finish: Callable[[Words], Array], scaled: Callable[[], Array]) -> Array:
+    """finish(words), but scaled() where s overflowed on the way (or is truly not finite: then that is the same again)."""
+
+    def again() -> Array:
+        return jnp.where(finite, finish(words), scaled())
+
+    finite = jnp.isfinite(words[0]) & jnp.isfinite(words[1])
+    return lax.cond(jnp.all(finite), lambda: finish(words), again)
 
 
 def merge_axes(x: Array, axes: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
@@ -138,17 +101,17 @@ def _reduce(words: Words, axes: Sequence[int]) -> Words:
     return lax.reduce(words, (zero, zero), add_words, axes)
 
 
-def _axis_to_fold(shape: Sequence[int], axes: Sequence[int], shortest: int = 2 * LANES) -> int | None:
+def _axis_to_fold(shape: Sequence[int], axes: Sequence[int]) -> int | None:
     longest = max(axes, key=lambda i: shape[i], default=None)
-    if longest is None or shape[longest] < shortest or math.prod(shape) < LARGE:
+    if longest is None or shape[longest] < 2 * LANES or math.prod(shape) < LARGE:
         return None
     return longest
 
 
 def _rows(operands: Sequence[Array], axis: int) -> tuple[list[list[Array]], list[Array] | None]:
-    """The axis cut into rows of one length, and what is left, or None."""
+    """The axis cut into about ROWS rows of one length, and what is left, or None."""
     n = operands[0].shape[axis]
-    length = max(LANES, n // (STREAMS // len(operands)) // LANES * LANES)
+    length = max(LANES, n // ROWS // LANES * LANES)
     rows = n // length
 
     def cut(start: int, stop: int) -> list[Array]:
