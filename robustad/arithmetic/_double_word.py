@@ -87,6 +87,11 @@ def absolute(x: DoubleWord) -> DoubleWord:
     return DoubleWord(jnp.abs(x.hi), jnp.where(x.hi < 0, -x.lo, x.lo))
 
 
+def unless_tiny(x: DoubleWord, value: DoubleWord) -> DoubleWord:
+    """The value of an f with f(x) = x + O(x²) at 0: x itself where no second term counts, zeros with their sign."""
+    return where(jnp.abs(x.hi) < 2.0 ** (-2 * precision(x) - 2), x, value)
+
+
 def with_sign(size: DoubleWord, like: DoubleWord) -> DoubleWord:
     return where(jnp.signbit(like.hi), neg(size), size)
 
@@ -118,9 +123,10 @@ def add_words(x: DoubleWord, y: DoubleWord) -> DoubleWord:
     c, d = two_sum_kernel(e, t)
     v, w = fast_two_sum_kernel(s, c)
     high, low = two_sum_kernel(v, w + (d + f))  # after cancellation v may be the smaller
-    fine = jnp.isfinite(high)
-    keeps_zero = (s == 0) & (x.hi == -y.hi) & (high == 0)  # -0 + -0
-    return DoubleWord(jnp.where(fine & ~keeps_zero, high, s), jnp.where(fine, low, 0))
+    fine = lax.is_finite(high)
+    zeros = (s == 0) & (x.hi == -y.hi) & (high == 0)  # of one sign: s has it
+    # Not jnp.where, which is a call: XLA crashes on calls inside a reduction whose result is not used.
+    return DoubleWord(lax.select(fine & ~zeros, high, s), lax.select(fine, low, lax.full_like(low, 0)))
 
 
 @jax.jit
@@ -228,13 +234,12 @@ def equal(x: DoubleWord, y: DoubleWord) -> Array:
 
 def maximum(x: DoubleWord, y: DoubleWord) -> DoubleWord:
     """The larger one; NaN where one of them is."""
-    low = jnp.where(x.hi == y.hi, jnp.maximum(x.lo, y.lo), jnp.where(x.hi > y.hi, x.lo, y.lo))
-    return DoubleWord(jnp.maximum(x.hi, y.hi), low)
+    low = lax.select(x.hi == y.hi, lax.max(x.lo, y.lo), lax.select(x.hi > y.hi, x.lo, y.lo))
+    return DoubleWord(lax.max(x.hi, y.hi), low)
 
 
 def minimum(x: DoubleWord, y: DoubleWord) -> DoubleWord:
-    low = jnp.where(x.hi == y.hi, jnp.minimum(x.lo, y.lo), jnp.where(x.hi < y.hi, x.lo, y.lo))
-    return DoubleWord(jnp.minimum(x.hi, y.hi), low)
+    return neg(maximum(neg(x), neg(y)))
 
 
 def floor(x: DoubleWord) -> DoubleWord:
@@ -266,7 +271,7 @@ def nearest(x: DoubleWord, ties_to_even: bool) -> DoubleWord:
 
 
 def remainder(x: DoubleWord, y: DoubleWord) -> DoubleWord:
-    """x - y trunc(x / y), of the sign of x; right while the quotient has fewer bits than two words."""
+    """x - y trunc(x / y), of the sign of x; of the high words alone where the quotient has more bits than two words."""
     size, step = absolute(x), absolute(y)
     quotient = floor(div(size, step))
     rest = sub(size, mul(quotient, step))
@@ -275,6 +280,6 @@ def remainder(x: DoubleWord, y: DoubleWord) -> DoubleWord:
     rest = where(less(size, step), size, rest)
     rest = where(x.hi < 0, neg(rest), rest)
     plain = lax.rem(*jnp.broadcast_arrays(x.hi, y.hi))
-    special = ~jnp.isfinite(x.hi) | ~jnp.isfinite(y.hi) | (y.hi == 0)
+    special = ~jnp.isfinite(x.hi) | ~jnp.isfinite(y.hi) | ~(quotient.hi < 2.0 ** (2 * precision(x)))
     kept = jnp.where(jnp.isinf(y.hi), x.lo, 0)
     return where(special, DoubleWord(plain, jnp.where(jnp.isfinite(plain), kept, 0)), rest)

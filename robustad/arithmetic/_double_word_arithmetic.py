@@ -7,7 +7,8 @@ from typing import Any
 from jax import Array
 
 from robustad import _jaxpr
-from robustad._jaxpr import Equation, Path
+from robustad._interpret import interpret
+from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _double_word_reductions as reductions
 from robustad.arithmetic import _double_word_rules as rules
 from robustad.arithmetic._double_word import DoubleWord
@@ -59,3 +60,9 @@ class DoubleWordArithmetic:
 
     def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> None:
         return None
+
+
+def evaluate(program: Body, operands: Sequence[Any]) -> list[DoubleWord]:
+    """The outputs of a program on arrays and pairs, in double words."""
+    lifted = [rules.widened(x) if isinstance(x, DoubleWord) else lift(x) for x in operands]
+    return interpret(DoubleWordArithmetic(), program, lifted)[0]

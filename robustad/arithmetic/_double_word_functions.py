@@ -57,7 +57,7 @@ def expm1(x: DoubleWord) -> DoubleWord:
     unit = dw.scaled(DoubleWord(power, jnp.zeros_like(power)), jnp.minimum(k, limit)).hi
     near = where(k == 0, q, add(dw.exact_sum(unit, -power), scaled(q, jnp.minimum(k, limit))))
     value = where(k > limit, scaled(add(constant(1, x), q), k), near)
-    return where(x.hi == 0, x, value)
+    return dw.unless_tiny(x, value)
 
 
 # -------------------------------------------------------------------------------------------------- logarithms
@@ -94,7 +94,7 @@ def log1p(x: DoubleWord) -> DoubleWord:
         jnp.where(near, 0, k), where(near, x, sub(m, one)), where(near, add(x, constant(2, x)), add(m, one))
     )
     plain = jnp.log(whole.hi)
-    return where(x.hi == 0, x, where(jnp.isfinite(plain), value, dw.single(plain)))
+    return dw.unless_tiny(x, where(jnp.isfinite(plain), value, dw.single(plain)))
 
 
 @jax.jit
@@ -116,7 +116,7 @@ def tanh(x: DoubleWord) -> DoubleWord:
     size = dw.absolute(x)
     size = where(size.hi > bound, DoubleWord(jnp.full_like(size.hi, bound), jnp.zeros_like(size.lo)), size)
     t = expm1(dw.twice(size))
-    return with_sign(div(t, add(t, constant(2, x))), x)
+    return dw.unless_tiny(x, with_sign(div(t, add(t, constant(2, x))), x))
 
 
 @jax.jit
@@ -140,7 +140,7 @@ def sinh(x: DoubleWord) -> DoubleWord:
     large, small = _half_exponential(size)
     t = expm1(where(size.hi < 1, size, DoubleWord(jnp.zeros_like(size.hi), jnp.zeros_like(size.lo))))
     near = dw.twice(add(t, div(t, add(t, constant(1, x)))), 0.5)
-    return with_sign(where(size.hi < 1, near, sub(large, small)), x)
+    return dw.unless_tiny(x, with_sign(where(size.hi < 1, near, sub(large, small)), x))
 
 
 @jax.jit
@@ -156,7 +156,7 @@ def asinh(x: DoubleWord) -> DoubleWord:
     squared = dw.square(inside)
     near = log1p(add(inside, div(squared, add(one, dw.sqrt(add(one, squared))))))
     far = add(log(size), constant(log_2(), x))
-    return with_sign(where(size.hi < limit, near, far), x)
+    return dw.unless_tiny(x, with_sign(where(size.hi < limit, near, far), x))
 
 
 @jax.jit
@@ -171,7 +171,7 @@ def acosh(x: DoubleWord) -> DoubleWord:
 def atanh(x: DoubleWord) -> DoubleWord:
     size = dw.absolute(x)
     t = div(dw.twice(size), sub(constant(1, x), size))
-    return with_sign(dw.twice(log1p(t), 0.5), x)
+    return dw.unless_tiny(x, with_sign(dw.twice(log1p(t), 0.5), x))
 
 
 # -------------------------------------------------------------------------------------------------------- erf

@@ -88,7 +88,7 @@ def widened(value: DoubleWord) -> DoubleWord:
     dtype = word(value.hi.dtype)
     high, low = (opaque(lax.convert_element_type(jnp.asarray(x), dtype)) for x in (value.hi, value.lo))
     s = dw.exact_sum(high, low)  # the user's words may overlap
-    return dw.where(jnp.isfinite(s.hi), s, DoubleWord(high, jnp.zeros_like(low)))
+    return dw.where(jnp.isfinite(s.hi) & (low != 0), s, DoubleWord(high, jnp.zeros_like(low)))
 
 
 # ----------------------------------------------------------------------------------------------- elementwise

@@ -114,6 +114,13 @@ def _sine_series(quadrant: Array, r: DoubleWord) -> DoubleWord:
     return where(even, mul(r, value), value)
 
 
+def _sine_and_cosine(quadrant: Array, r: DoubleWord) -> tuple[DoubleWord, DoubleWord]:
+    """Up to their signs; in one loop, for half of the program."""
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), r)
+    value = _sine_series(jnp.stack([quadrant, quadrant + 1]), both)
+    return jax.tree.map(lambda x: x[0], value), jax.tree.map(lambda x: x[1], value)
+
+
 def _turned(x: DoubleWord, quadrant: Array, r: DoubleWord) -> DoubleWord:
     value = _sine_series(quadrant, r)
     value = where(quadrant >= 2, neg(value), value)
@@ -122,7 +129,7 @@ def _turned(x: DoubleWord, quadrant: Array, r: DoubleWord) -> DoubleWord:
 
 @jax.jit
 def sin(x: DoubleWord) -> DoubleWord:
-    return where(x.hi == 0, x, _turned(x, *_modulo_quarter_turn(x)))
+    return dw.unless_tiny(x, _turned(x, *_modulo_quarter_turn(x)))
 
 
 @jax.jit
@@ -134,7 +141,11 @@ def cos(x: DoubleWord) -> DoubleWord:
 @jax.jit
 def tan(x: DoubleWord) -> DoubleWord:
     quadrant, r = _modulo_quarter_turn(x)
-    return where(x.hi == 0, x, div(_turned(x, quadrant, r), _turned(x, (quadrant + 1) & 3, r)))
+    sine, cosine = _sine_and_cosine(quadrant, r)
+    tangent = div(sine, cosine)
+    tangent = where(quadrant % 2 == 0, tangent, neg(tangent))
+    nan = DoubleWord(jnp.full_like(x.hi, jnp.nan), jnp.zeros_like(x.lo))
+    return dw.unless_tiny(x, where(jnp.isfinite(x.hi), tangent, nan))
 
 
 @jax.jit
@@ -145,8 +156,9 @@ def atan2(y: DoubleWord, x: DoubleWord) -> DoubleWord:
     zero = jnp.zeros_like(first.hi, jnp.int32)
     # sin and cos by series after halving twice: no reduction, as |φ| <= π.
     quarter = dw.twice(first, 0.25)
-    half_sine, half_cosine = _doubled(_sine_series(zero, quarter), _sine_series(zero + 1, quarter))
-    s, c = _doubled(half_sine, half_cosine)
+    # A loop: the compiler would repeat one straight line for each of its results.
+    s, c = lax.fori_loop(0, 2, lambda _, sc: _doubled(*sc), _sine_and_cosine(zero, quarter))
+    s = dw.unless_tiny(first, s)  # a quarter of it may underflow
     size = jnp.maximum(jnp.abs(x.hi), jnp.abs(y.hi))
     unit, _ = dw.split_exponent(dw.single(size))
     x, y = scaled(x, -unit), scaled(y, -unit)
@@ -166,12 +178,12 @@ def atan(x: DoubleWord) -> DoubleWord:
     limit = 2.0 ** (3 * dw.precision(x))  # beyond, π/2 in two words
     far = DoubleWord(jnp.clip(x.hi, -limit, limit), jnp.zeros_like(x.lo))
     x = where(jnp.abs(x.hi) < limit, x, far)
-    return where(x.hi == 0, x, atan2(x, DoubleWord(jnp.ones_like(x.hi), jnp.zeros_like(x.lo))))
+    return dw.unless_tiny(x, atan2(x, DoubleWord(jnp.ones_like(x.hi), jnp.zeros_like(x.lo))))
 
 
 @jax.jit
 def asin(x: DoubleWord) -> DoubleWord:
-    return atan2(x, _other_leg(x))
+    return dw.unless_tiny(x, atan2(x, _other_leg(x)))
 
 
 @jax.jit
