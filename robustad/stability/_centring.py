@@ -1,10 +1,9 @@
 r"""The derivatives of shares :math:`p = e^a / \sum e^a` as linear operations that do not cancel.
 
-    log Σ eᵃ has the derivative    Σ p t             transposed  p g
-    log p    has the derivative    t - Σ p t         transposed  g - p Σ g
-    p        has the derivative    p (t - Σ p t)     its own transpose
+    log p has the derivative    t - Σ p t             transposed  g - p Σ g
+    p     has the derivative    p (t - Σ p t)         its own transpose
 
-Where one share is nearly 1, the latter two cancel for its entry. There they are
+Where one share is nearly 1, these cancel for its entry. There they are
 
     q t - Σ' p t,   q g - p Σ' g,   p (q t - Σ' p t),
 
@@ -62,19 +61,7 @@ def _share_kernel(e: Array, r: Array, q: Array, t: Array, *, axes: Axes) -> Arra
     return (e * r) * _log_kernel(e, r, q, t, axes=axes)
 
 
-def _mean_kernel(e: Array, r: Array, q: Array, t: Array, *, axes: Axes) -> Array:
-    return _total(e * r * t, axes)
-
-
-def _mean_transposed_kernel(e: Array, r: Array, q: Array, g: Array, *, axes: Axes) -> Array:
-    return e * r * g
-
-
-def _like_terms(e: Array, r: Array, q: Array, t: Array, *, axes: Axes) -> Array:
-    return e * r * q * t
-
-
-def _primitive(name: str, kernel: Kernel, transpose: Callable[..., Array], shape: Kernel = _like_terms) -> Kernel:
+def _primitive(name: str, kernel: Kernel, transpose: Callable[..., Array]) -> Kernel:
     def batch(size: int, operands: Sequence[Array], batch_axes: Sequence[int | None], *, axes: Axes) -> Array:
         moved = [
             jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
@@ -85,7 +72,7 @@ def _primitive(name: str, kernel: Kernel, transpose: Callable[..., Array], shape
     bind = linear_primitive(
         name,
         kernels={None: kernel},
-        shape=shape,
+        shape=lambda e, r, q, t, *, axes: e * r * q * t,
         transposes={3: lambda g, e, r, q, t, *, axes: transpose(e, r, q, g, axes)},
         batch=batch,
     )
@@ -95,12 +82,6 @@ def _primitive(name: str, kernel: Kernel, transpose: Callable[..., Array], shape
 _log_primitive = _primitive("log_share_jvp", _log_kernel, lambda e, r, q, g, axes: of_log_transposed(e, r, q, g, axes))
 _log_transposed_primitive = _primitive(
     "log_share_vjp", _log_transposed_kernel, lambda e, r, q, g, axes: of_log(e, r, q, g, axes)
-)
-_mean_primitive = _primitive(
-    "mean_of_shares", _mean_kernel, lambda e, r, q, g, axes: of_mean_transposed(e, r, q, g, axes), shape=_mean_kernel
-)
-_mean_transposed_primitive = _primitive(
-    "mean_of_shares_vjp", _mean_transposed_kernel, lambda e, r, q, g, axes: of_mean(e, r, q, g, axes)
 )
 _share_primitive = _primitive("share_jvp", _share_kernel, lambda e, r, q, g, axes: of_shares(e, r, q, g, axes))
 
@@ -123,18 +104,6 @@ def of_shares(e: Array, r: Array, q: Array, t: Array, axes: Axes) -> Array:
     return _share_primitive(e, r, q, t, axes=axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def of_mean(e: Array, r: Array, q: Array, t: Array, axes: Axes) -> Array:
-    """Σ p t, the axes kept."""
-    return _mean_primitive(e, r, q, t, axes=axes)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def of_mean_transposed(e: Array, r: Array, q: Array, g: Array, axes: Axes) -> Array:
-    """p g."""
-    return _mean_transposed_primitive(e, r, q, g, axes=axes)
-
-
 def _rule(function: Callable[..., Array], in_e: Callable[..., Array]) -> Callable[..., Any]:
     """The rule of a function linear in t, with its derivative in e; the row's r and q follow from e."""
 
@@ -142,13 +111,11 @@ def _rule(function: Callable[..., Array], in_e: Callable[..., Array]) -> Callabl
         (e, r, q, t), (de, _, _, dt) = primals, tangents
         value = function(e, r, q, t, axes)
         tangent = jnp.zeros_like(value) if isinstance(dt, SymbolicZero) else function(e, r, q, dt, axes)
-        return value, tangent if isinstance(de, SymbolicZero) else tangent + in_e(e, r, q, t, de, axes)
+        return value, tangent if isinstance(de, SymbolicZero) else tangent + in_e(e, r, q, t, de * r, axes)
 
     return jvp
 
 
-of_mean.defjvp(_rule(of_mean, lambda e, r, q, t, dp, axes: _total(dp * t, axes)), symbolic_zeros=True)
-of_mean_transposed.defjvp(_rule(of_mean_transposed, lambda e, r, q, g, dp, axes: dp * g), symbolic_zeros=True)
 of_log.defjvp(_rule(of_log, lambda e, r, q, t, dp, axes: -_total(dp * t, axes)), symbolic_zeros=True)
 of_log_transposed.defjvp(
     _rule(of_log_transposed, lambda e, r, q, g, dp, axes: -dp * _total(g, axes)), symbolic_zeros=True

@@ -16,7 +16,7 @@ from ._normalizer import Axes, Axis
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def shares(a: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """(e, r, q): the shares are e r, and q is what the largest of a row leaves. The tangent of e is that of e r."""
+    """(e, r, q): the shares of exp(a) are e r, and q is what the largest of a row leaves. Their derivative is that of e."""
     total = normalizer.total(a, axes)
     return normalizer.terms(a, total.shift), normalizer.inverse(total), normalizer.rest(a, total, axes)
 
@@ -25,7 +25,7 @@ def shares(a: Array, axes: Axes) -> tuple[Array, Array, Array]:
 def _shares_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     (a,), (t,) = primals, tangents
     e, r, q = shares(a, axes)
-    return (e, r, q), (centring.of_shares(e, r, q, t, axes), jnp.zeros_like(r), jnp.zeros_like(q))
+    return (e, r, q), (e * centring.of_log(e, r, q, t, axes), jnp.zeros_like(r), jnp.zeros_like(q))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
