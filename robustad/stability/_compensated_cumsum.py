@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from robustad.stability._backend import require_error_free
 from robustad.stability._primitive import linear_primitive
 from robustad.stability._sum_arguments import inexact, real_or_complex, summed_axes
-from robustad.stability._two_words import Words, add_words, retry_scaled, rounded
+from robustad.stability._two_words import Words, add_words, finish_or_scale, rounded
 
 
 def _kernel(x: Array, *, axis: int, reverse: bool) -> Array:
@@ -34,7 +34,10 @@ def two_word_cumsum_kernel(x: Array, *, axis: int, reverse: bool) -> Array:
     def words(v: Array) -> Words:
         return lax.associative_scan(add_words, (v, jnp.zeros_like(v)), reverse=reverse, axis=axis)
 
-    return retry_scaled(words(x), rounded, lambda: rounded(words(x * scale)) / scale).astype(dtype)
+    def scaled() -> Array:
+        return rounded(words(x * scale)) / scale
+
+    return finish_or_scale(words(x), rounded, scaled).astype(dtype)
 
 
 _cumsum = linear_primitive(

@@ -10,9 +10,15 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability._backend import require_error_free
-from robustad.stability._error_free import opaque, split_kernel, two_prod_kernel, two_sum_kernel
+from robustad.stability._error_free import rounded_once, split_kernel, two_prod_kernel, two_sum_kernel
 from robustad.stability._primitive import linear_primitive
-from robustad.stability._two_words import Words, retry_scaled, rounded, sum_in_float64, sum_in_two_words
+from robustad.stability._two_words import (
+    Words,
+    finish_or_scale,
+    rounded,
+    sum_in_float64,
+    sum_in_two_words,
+)
 
 # Measured: a matrix product is one loop over k that updates the whole result, unless the result is this small.
 SMALL = 2**22
@@ -50,17 +56,18 @@ def two_word_matmul_kernel(a: Array, b: Array) -> Array:
     if a.shape[2] == 1:
         return _outer(a, b).astype(dtype)
     small = min(a.shape[1], b.shape[2]) == 1 or a.size * b.shape[2] <= SMALL
-    words = _words_by_products if small else _words_by_updates
+
+    def words(a: Array, b: Array, fast: bool = True) -> Words:
+        if not small:
+            return _words_by_updates(a, b)
+        pair, axes = _rows_and_columns(a, b)
+        return sum_in_two_words(two_prod_kernel, pair, axes, fast)
 
     def scaled() -> Array:
         (u, u_scale), (v, v_scale) = _scaled(a, 2), _scaled(b, 1)
-        return rounded(words(u, v)) * u_scale * v_scale
+        return rounded(words(u, v, fast=False)) * u_scale * v_scale
 
-    return retry_scaled(words(a, b), rounded, scaled).astype(dtype)
-
-
-def _words_by_products(a: Array, b: Array) -> Words:
-    return sum_in_two_words(two_prod_kernel, *_rows_and_columns(a, b))
+    return finish_or_scale(words(a, b), rounded, scaled).astype(dtype)
 
 
 def _words_by_updates(a: Array, b: Array) -> Words:
@@ -76,7 +83,7 @@ def _words_by_updates(a: Array, b: Array) -> Words:
         for k in range(UNROLL):
             u, u_high, u_low = (lax.dynamic_slice_in_dim(x, i * UNROLL + k, 1, axis=2) for x in columns)
             v, v_high, v_low = (lax.dynamic_slice_in_dim(x, i * UNROLL + k, 1, axis=1) for x in rows)
-            p = opaque(u * v)
+            p = rounded_once(u * v)
             s, error = two_sum_kernel(s, p)
             e = e + (error + (((u_high * v_high - p) + u_high * v_low + u_low * v_high) + u_low * v_low))
         return lax.complex(s, e)

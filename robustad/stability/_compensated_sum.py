@@ -12,7 +12,14 @@ from jax.typing import ArrayLike, DTypeLike
 from robustad.stability._backend import require_error_free
 from robustad.stability._sum_arguments import Axis, inexact, keep, masked, real_or_complex, summed_axes
 from robustad.stability._sum_primitive import sum_primitive
-from robustad.stability._two_words import Words, merge_axes, retry_scaled, rounded, sum_in_float64, sum_in_two_words
+from robustad.stability._two_words import (
+    Words,
+    finish_or_scale,
+    merge_axes,
+    rounded,
+    sum_in_float64,
+    sum_in_two_words,
+)
 
 # ---- kernels: the sum over `axes`, divided by `count` if there is one
 
@@ -48,9 +55,9 @@ def two_word_sum_kernel(x: Array, *count: Array, axes: tuple[int, ...]) -> Array
         return value
 
     def scaled() -> Array:
-        return finish(sum_in_two_words(words, [x * scale], axes)) / scale
+        return finish(sum_in_two_words(words, [x * scale], axes, fast=False)) / scale
 
-    return retry_scaled(sum_in_two_words(words, [x], axes), finish, scaled).astype(dtype)
+    return finish_or_scale(sum_in_two_words(words, [x], axes), finish, scaled).astype(dtype)
 
 
 _sum = sum_primitive("compensated_sum", {None: sum_kernel, "tpu": two_word_sum_kernel})

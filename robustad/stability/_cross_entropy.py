@@ -14,7 +14,7 @@ from . import _centring as centring
 from . import _normalizer as normalizer
 from ._logistic import log1pexp
 from ._normalizer import MOST, Axes
-from ._softmax import log_softmax, shares
+from ._softmax import log_softmax
 
 
 class Target(NamedTuple):
@@ -69,22 +69,22 @@ def _hard_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Ar
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _hard_gradient(a: Array, labels: Array, axis: int) -> Array:
-    """p - y, at the label -(1 - p) from the sum of the others; 0 in a row whose label is masked."""
-    e, r, q = shares(a, (axis,))
+    """p - y, at the label -(1 - p) from the sum of the others; 0 at a label that is masked."""
+    row = centring.row_of(a, (axis,))
     target = target_of(a, labels, axis)
-    share = jnp.take_along_axis(e, jnp.where(target.valid, target.index, 0), axis) * r
-    complement = jnp.where(share > MOST, q, 1 - share)
+    share = centring.shares(target.logit, row)
+    complement = jnp.where(share > MOST, row.rest, 1 - share)
     here = lax.broadcasted_iota(target.index.dtype, a.shape, axis) == target.index
-    factor = jnp.where(target.valid, jnp.where(target.logit == -jnp.inf, 0, 1), jnp.nan)
-    return jnp.where(here, -complement * factor, e * (r * factor))
+    complement = jnp.where(target.logit == -jnp.inf, 0, complement)
+    factor = jnp.where(target.valid, 1, jnp.nan)
+    return jnp.where(here, -complement * factor, centring.shares(a, row._replace(factor=row.factor * factor)))
 
 
 @_hard_gradient.defjvp
 def _hard_gradient_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     (a, labels), (t, _) = primals, tangents
-    e, r, q = shares(a, (axis,))
-    masked = target_of(a, labels, axis).logit == -jnp.inf
-    return _hard_gradient(a, labels, axis), jnp.where(masked, 0, centring.of_shares(e, r, q, t, (axis,)))
+    row = centring.row_of(a, (axis,))
+    return _hard_gradient(a, labels, axis), centring.of_shares(a, row, t, (axis,))
 
 
 @jax.custom_jvp
@@ -137,8 +137,8 @@ def softmax_cross_entropy(
     label with nearly the whole row. The gradient :math:`p_i - y_i` is within 2 units in the last place of 1, and at
     a label with most of its row it is :math:`-\sum_{j \ne y} p_j`, to 4 ulp.
 
-    A logit of -inf is masked: its gradient is exactly 0. If a masked class is a target, the loss is +inf and the row's
-    gradient is 0 (of soft labels: the share of that class in it). A class with probability 0 in `labels` contributes 0.
+    A logit of -inf is masked: its gradient is exactly 0. If a masked class is a target, the loss is +inf, and the
+    gradient is still p - y but for the masked entries. A class with probability 0 in `labels` contributes 0.
 
     Args:
       logits: real array, with the classes along `axis`.

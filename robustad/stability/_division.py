@@ -1,6 +1,5 @@
 """Division, whose derivatives have powers of the denominator that leave the range."""
 
-import jax.numpy as jnp
 from jax import Array, lax
 
 from ._elementwise import elementwise
@@ -12,20 +11,30 @@ def _divide_y(x: Array, y: Array) -> Array:
     return shifted(-x / (y * y), i - 2 * j)
 
 
-def _divide_xy(x: Array, y: Array) -> Array:
-    y, j = significand(y)
-    return shifted(-1 / (y * y), -2 * j)
-
-
 def _divide_yy(x: Array, y: Array) -> Array:
     (x, i), (y, j) = significand(x), significand(y)
     return shifted(2 * x / (y * y * y), i - 3 * j)
 
 
-_zero = elementwise()(lambda x, y: jnp.zeros_like(x))
-_second_xy = elementwise()(_divide_xy)
-_first_x = elementwise(_zero, _second_xy)(lambda x, y: 1 / y)
-_first_y = elementwise(_second_xy, elementwise()(_divide_yy))(_divide_y)
+def _inverse_slope(y: Array) -> Array:
+    y, j = significand(y)
+    return shifted(-1 / (y * y), -2 * j)
+
+
+# Functions of y alone: a zero derivative in x, written out, would meet an infinite cotangent.
+_minus_inverse_square = elementwise()(_inverse_slope)
+_inverse = elementwise(_minus_inverse_square)(lambda y: 1 / y)
+
+
+def _first_x(x: Array, y: Array) -> Array:
+    return _inverse(y)
+
+
+def _mixed(x: Array, y: Array) -> Array:
+    return _minus_inverse_square(y)
+
+
+_first_y = elementwise(_mixed, elementwise()(_divide_yy))(_divide_y)
 
 
 @elementwise(_first_x, _first_y)

@@ -46,9 +46,9 @@ def two_prod_kernel(a: Array, b: Array) -> tuple[Array, Array]:
     """`two_prod` of float32 or float64 without the care for range: its split parts must not underflow, `a b` not overflow.
 
     Contraction to fused multiply-add is harmless inside, for the products of the parts are exact; only the product itself
-    must be rounded once, and goes through `opaque`, so that neither this error nor a sum that follows absorbs it.
+    must be rounded once, so that neither this error nor a sum that follows absorbs it.
     """
-    p = opaque(a * b)
+    p = rounded_once(a * b)
     a_high, a_low = split_kernel(a)
     b_high, b_low = split_kernel(b)
     return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
@@ -57,12 +57,19 @@ def two_prod_kernel(a: Array, b: Array) -> tuple[Array, Array]:
 def opaque(x: Array) -> Array:
     """x, rounded to its dtype, behind which no compiler sees: neither XLA's simplifier nor LLVM's contraction.
 
-    Two layers, for each has a gap. `optimization_barrier` hides constants from the simplifier, but it is gone by the time
+    Two layers, for each has a gap: `optimization_barrier` hides constants from the simplifier, but it is gone by the time
     LLVM contracts a product and a sum (measured: `two_prod(a, b)[0] + c` was a fused multiply-add for 17 % of random
-    arguments on jax 0.10.2). The smaller of the bit pattern and that of the last NaN but one is the same float for every
-    bit pattern, but no rewrite rule knows that.
+    arguments on jax 0.10.2); against that, `rounded_once`.
     """
-    x = lax.optimization_barrier(x)
+    return rounded_once(lax.optimization_barrier(x))
+
+
+def rounded_once(x: Array) -> Array:
+    """x, rounded to its dtype: no product is contracted through it. Unlike `opaque` it can be fused with its neighbours.
+
+    The smaller of the bit pattern and that of the last NaN but one is the same float for every bit pattern, but no rewrite
+    rule knows that.
+    """
     bits = jnp.finfo(x.dtype).bits
     integer = jnp.dtype(f"int{bits}")
     pattern = lax.bitcast_convert_type(x, integer)

@@ -12,9 +12,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
+from ._centring import of_mean, row_of
 from ._log_exp import logaddexp
 from ._normalizer import Axes, Axis
-from ._softmax import shares
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -33,8 +33,7 @@ def _bounded_log_sum(a: Array, axes: Axes) -> Array:
 @_bounded_log_sum.defjvp
 def _log_sum_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     (a,), (t,) = primals, tangents
-    e, r, _ = shares(a, axes)
-    return _bounded_log_sum(a, axes), jnp.sum(e * r * t, axes, keepdims=True)
+    return _bounded_log_sum(a, axes), of_mean(a, row_of(a, axes), t, axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -190,8 +189,7 @@ def _log_mean_of(a: Array, count: Array, axes: Axes) -> Array:
 @_log_mean_of.defjvp
 def _log_mean_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     (a, count), (t, _) = primals, tangents
-    e, r, _ = shares(a, axes)
-    return _log_mean_of(a, count, axes), jnp.sum(e * r * t, axes, keepdims=True)
+    return _log_mean_of(a, count, axes), of_mean(a, row_of(a, axes), t, axes)
 
 
 def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:
@@ -215,4 +213,5 @@ def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:
     """
     x, dtype = normalizer.working("logcumsumexp", a)
     (i,) = normalizer.axes_of("logcumsumexp", axis, x.ndim)
+    x = jnp.where(x == -jnp.inf, -jnp.inf, x)  # no derivative where there is no share
     return lax.associative_scan(logaddexp, x, reverse=reverse, axis=i).astype(dtype)

@@ -1,7 +1,7 @@
 r"""The sum of exponentials under logsumexp, softmax and the cross-entropies.
 
 The usual shift by the maximum m rounds every a - m, and the exponential multiplies that error by |a - m|: 20 ulp in
-a softmax of logits between -10 and 10 in float32. Here the shift is a whole number c for which a - c is exact:
+a softmax of logits between -10 and 10 in float32. Here the shift is a number c for which a - c is exact:
 
     m < 0           c = ⌈m⌉, of smaller magnitude than every entry: |a - c| ≤ |a|
     0 ≤ m ≤ T       c = 0
@@ -49,7 +49,7 @@ def working(name: str, a: ArrayLike) -> tuple[Array, jnp.dtype]:
         dtype = jnp.result_type(float)
     if jnp.finfo(dtype).bits < 16:
         raise TypeError(f"{name} takes float16, bfloat16, float32 or float64, got {dtype}. Convert the argument first.")
-    return jnp.asarray(a, dtype).astype(jnp.promote_types(dtype, jnp.float32)), dtype
+    return jnp.asarray(a, dtype).astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype), dtype
 
 
 def axes_of(name: str, axis: Axis, ndim: int) -> Axes:
@@ -83,8 +83,10 @@ def room(dtype: jnp.dtype) -> float:
 
 
 def shift(m: Array) -> Array:
+    t = room(m.dtype)
     largest = jnp.asarray(jnp.finfo(m.dtype).max, m.dtype)
-    return lax.min(lax.ceil(m), jnp.zeros_like(m)) + jnp.maximum(jnp.minimum(lax.floor(m), largest) - room(m.dtype), 0)
+    above = jnp.where(m > 16 * t, jnp.minimum(m, largest), jnp.maximum(lax.floor(m) - t, 0))
+    return jnp.where(m < 0, lax.ceil(m), above)
 
 
 def terms(a: Array, c: Array) -> Array:
@@ -167,7 +169,7 @@ def _equal(a: Array, m: Array) -> Array:
     return lax.convert_element_type(lax.eq(a, m), np.float64)
 
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 18
 
 
 def blocked_sum(

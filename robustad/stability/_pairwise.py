@@ -12,7 +12,9 @@ from jax.typing import ArrayLike, DTypeLike
 from robustad.stability._backend import require_error_free
 from robustad.stability._sum_arguments import Axis, inexact, keep, masked, real_or_complex, summed_axes
 from robustad.stability._sum_primitive import sum_primitive
-from robustad.stability._two_words import LANES, ROWS, merge_axes
+from robustad.stability._two_words import LANES, merge_axes
+
+ROWS = 16  # four levels of the tree at once
 
 # ---- kernels
 

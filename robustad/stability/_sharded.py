@@ -81,20 +81,19 @@ def _target(a: Array, labels: Array, axis: int, name: str) -> tuple[Array, Array
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _slope(a: Array, labels: Array, axis: int, name: str) -> Array:
-    """p - y, at the label -(1 - p) from the sum of the others; 0 in a row whose label is masked."""
+    """p - y, at the label -(1 - p) from the sum of the others; 0 at a label that is masked."""
     p, q = _shares(a, (axis,), name)
     logit, valid, index = _target(a, labels, axis, name)
     here = lax.broadcasted_iota(index.dtype, a.shape, axis) == index
-    factor = jnp.where(valid, jnp.where(logit == -jnp.inf, 0, 1), jnp.nan)
-    return jnp.where(here, -jnp.where(p > MOST, q, 1 - p), p) * factor
+    complement = jnp.where(logit == -jnp.inf, 0, jnp.where(p > MOST, q, 1 - p))
+    return jnp.where(here, -complement, p) * jnp.where(valid, 1, jnp.nan)
 
 
 @_slope.defjvp
 def _slope_jvp(axis: int, name: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     (a, labels), (t, _) = primals, tangents
     _, (dp, _) = jax.jvp(lambda a: _shares(a, (axis,), name), (a,), (t,))
-    masked = _target(a, labels, axis, name)[0] == -jnp.inf
-    return _slope(a, labels, axis, name), jnp.where(masked, 0, dp)
+    return _slope(a, labels, axis, name), dp
 
 
 @_loss.defjvp

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -254,13 +253,15 @@ class SignedLog:
     def __pow__(self, power: ArrayLike) -> SignedLog:
         """Real powers; of negative numbers whole ones, else NaN."""
         p = jnp.asarray(power, self.dtype)
-        fixed = lax.stop_gradient(p)  # the sign of a power does not change with it
-        s, x = jnp.broadcast_arrays(self.sign, self.exponent + jnp.zeros_like(p))
-        positive = SignedLog(jnp.power(s, jnp.abs(fixed)), jnp.where(p == 0, 0, x * jnp.abs(p)))
-        if isinstance(power, int) or (isinstance(power, np.ndarray) and np.issubdtype(power.dtype, np.integer)):
-            positive = SignedLog(_whole_power(s, np.abs(power)), positive.exponent)
-        inverse = positive.reciprocal()
-        return SignedLog(*(jnp.where(p < 0, i, z) for i, z in zip(_parts(inverse), _parts(positive))))
+        negative, shape = p < 0, jnp.broadcast_shapes(p.shape, self.shape)
+        inverse = SignedLog(*(jnp.where(negative, z, 1) for z in (self.sign, self.exponent))).reciprocal()
+        pairs = zip((inverse.sign, inverse.exponent), (self.sign, self.exponent))
+        s, x = (jnp.where(negative, i, z) for i, z in pairs)
+        # the sign of a power does not change with it
+        fixed = lax.stop_gradient(jnp.abs(p))
+        sign = lax.integer_pow(s, abs(power)) if isinstance(power, int) else jnp.power(s, fixed)
+        exponent = jnp.where(p == 0, 0, x * jnp.abs(p))
+        return SignedLog(jnp.broadcast_to(sign, shape), jnp.broadcast_to(exponent, shape))
 
     def __radd__(self, other: Any) -> SignedLog:
         return self + other
@@ -347,15 +348,6 @@ class SignedLog:
         return self._compare(other, jnp.not_equal)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-
-def _whole_power(s: Array, power: Any) -> Array:
-    """sᵖ for whole p ≥ 0, with its derivative at s = 0."""
-    return lax.integer_pow(s, int(power)) if np.ndim(power) == 0 else jnp.power(s, jnp.asarray(power))
-
-
-def _parts(a: SignedLog) -> tuple[Array, Array]:
-    return a.sign, a.exponent
 
 
 def _lift(x: Any, dtype: Any) -> SignedLog:

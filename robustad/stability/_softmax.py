@@ -15,30 +15,14 @@ from ._normalizer import Axes, Axis
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def shares(a: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """(e, r, q): the shares of exp(a) are e r, and q is what the largest of a row leaves. Their derivative is that of e."""
-    total = normalizer.total(a, axes)
-    return normalizer.terms(a, total.shift), normalizer.inverse(total), normalizer.rest(a, total, axes)
-
-
-@shares.defjvp
-def _shares_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
-    (a,), (t,) = primals, tangents
-    e, r, q = shares(a, axes)
-    return (e, r, q), (e * centring.of_log(e, r, q, t, axes), jnp.zeros_like(r), jnp.zeros_like(q))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _softmax(a: Array, axes: Axes) -> Array:
-    e, r, _ = shares(a, axes)
-    return e * r
+    return centring.shares(a, centring.row_of(a, axes))
 
 
 @_softmax.defjvp
 def _softmax_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     (a,), (t,) = primals, tangents
-    e, r, q = shares(a, axes)
-    return e * r, centring.of_shares(e, r, q, t, axes)
+    return _softmax(a, axes), centring.of_shares(a, centring.row_of(a, axes), t, axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -51,8 +35,7 @@ def _log_softmax(a: Array, axes: Axes) -> Array:
 @_log_softmax.defjvp
 def _log_softmax_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     (a,), (t,) = primals, tangents
-    e, r, q = shares(a, axes)
-    return _log_softmax(a, axes), jnp.where(a == -jnp.inf, 0, centring.of_log(e, r, q, t, axes))
+    return _log_softmax(a, axes), centring.of_log(a, centring.row_of(a, axes, False), t, axes)
 
 
 _compiled_softmax = jax.jit(_softmax, static_argnums=1)
@@ -94,8 +77,8 @@ def log_softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     For an entry that has nearly the whole of its row this is :math:`-\sum_{j \ne i} e^{a_j - a_i}`, which the usual
     form rounds to 0, and its derivative with it (jax issue 40384). Within 4 ulp and the error of summing n terms.
 
-    A masked entry (-inf) gives -inf, also in a row of -inf alone; nothing flows to it or from it, so that its
-    derivatives are exactly 0. Entries of +inf share equally. NaN gives NaN.
+    A masked entry (-inf) gives -inf, also in a row of -inf alone; derivatives in it are exactly 0. Entries of +inf
+    share equally. NaN gives NaN.
 
     Args:
       a: real array; float16 and bfloat16 are computed in float32 and rounded once.

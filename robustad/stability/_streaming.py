@@ -36,7 +36,7 @@ class LogSumExp:
     can carry.
 
     `maximum` is the largest a so far (the lowest finite number at first); `sum` is :math:`\sum b\, e^{a - c}`, with c
-    a whole number that follows from `maximum` (`_normalizer.py`). States merge in any order with an error of 2 ulp
+    a number that follows from `maximum` (`_normalizer.py`). States merge in any order with an error of 2 ulp
     for each merge that raises c; for a maximum between 0 and 64 (512 in float64) c stays 0 and merging is addition.
 
     The derivative of `finalize` in all that was added is right and finite as that of `logsumexp`; entries of -inf

@@ -5,9 +5,9 @@ or of float32 on hardware without float64 (TPU), is accumulated as two words (s,
 in e (Ogita, Rump and Oishi, Accurate Sum and Dot Product, SIAM J. Sci. Comput. 26, 2005).
 
 What decides the speed on CPU: a loop over few long rows, fused into one kernel, reads the input once, is vectorised and runs
-on all threads; a reduction of two operands is neither. So a long axis is first folded into 16 rows that are added
-elementwise, again and again, and only the short rest goes through a reduction. A fused kernel has one result: the two words
-leave it as one complex number.
+on all threads; a reduction of two operands is neither. So a long axis is first folded: about 24 rows are added elementwise,
+and only the short rest goes through a reduction. A fused kernel has one result: the two words leave it as one complex
+number.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from robustad.stability._error_free import opaque, two_sum_kernel
 
 Words = tuple[Array, Array]
 
-# Measured: 16 rows are as fast as 12 or 20 and faster than 8 or 32; rows whose length is no multiple of 8 are 3 times
-# slower; below 2 ** 16 elements one more kernel costs more than it saves.
-ROWS = 16
+# Measured: 16 to 32 rows are equally fast, 8 or 64 slower; rows whose length is no multiple of 8 are 3 times slower; below
+# 2 ** 16 elements one more kernel costs more than it saves.
+STREAMS = 24  # rows that are read at the same time, of all operands
 LANES = 8
 LARGE = 2**16
 
@@ -44,18 +44,48 @@ def sum_in_float64(load: Callable[..., Array], operands: Sequence[Array], axes: 
     return total if tail is None else total + sum_in_float64(load, tail, axes)
 
 
-def sum_in_two_words(load: Callable[..., Words], operands: Sequence[Array], axes: Sequence[int]) -> Words:
-    """Σ load(*operands) over `axes` as (s, e), not normalised; where s is not finite, e means nothing."""
-    axis = _axis_to_fold(operands[0].shape, axes)
+def sum_in_two_words(
+    load: Callable[..., Words], operands: Sequence[Array], axes: Sequence[int], fast: bool = True
+) -> Words:
+    """Σ load(*operands) over `axes` as (s, e), not normalised; where s is not finite, e means nothing.
+
+    `fast=False` compiles less, for what is rarely run.
+    """
+    axis = _axis_to_fold(operands[0].shape, axes) if fast else None
     if axis is None:
         return _reduce(load(*operands), axes)
     rows, tail = _rows(operands, axis)
     total = load(*rows[0])
     for row in rows[1:]:
         total = add_words(total, load(*row))
-    packed = lax.optimization_barrier(lax.complex(*total))
-    total = sum_in_two_words(_unpack, [packed], axes)
+    total = _reduce(_folded_in_a_loop(lax.complex(*total), axis), axes)
     return total if tail is None else add_words(total, sum_in_two_words(load, tail, axes))
+
+
+def _folded_in_a_loop(packed: Array, axis: int) -> Words:
+    """The axis folded to an eighth. In a loop, which XLA cannot merge with what computes `packed`.
+
+    It would merge a reduction with that (measured on jax 0.10.2, where `optimization_barrier` is dropped early: rows of
+    float64 are then summed 5 times slower), and look through `lax.complex` into a branch of a `cond` (20 times slower).
+    """
+    step = packed.shape[axis] // LANES
+
+    def body(i: Array, total: Array) -> Array:
+        part = lax.dynamic_slice_in_dim(packed, i * step, step, axis)
+        return lax.complex(*add_words(_unpack(total), _unpack(part)))
+
+    shape = [step if i == axis else n for i, n in enumerate(packed.shape)]
+    return _unpack(lax.fori_loop(0, LANES, body, jnp.zeros(shape, packed.dtype)))
+
+
+def finish_or_scale(words: Words, finish: Callable[[Words], Array], scaled: Callable[[], Array]) -> Array:
+    """finish(words), but scaled() where s overflowed on the way (or is truly not finite: then that is the same again)."""
+
+    def careful() -> Array:
+        return jnp.where(finite, finish(words), scaled())
+
+    finite = jnp.isfinite(words[0]) & jnp.isfinite(words[1])
+    return lax.cond(jnp.all(finite), lambda: finish(words), careful)
 
 
 def add_words(a: Words, b: Words) -> Words:
@@ -67,16 +97,6 @@ def rounded(words: Words) -> Array:
     """s + e, or s where s is an infinity or NaN."""
     s, e = words
     return jnp.where(jnp.isfinite(s), s + e, s)
-
-
-def retry_scaled(words: Words, finish: Callable[[Words], Array], scaled: Callable[[], Array]) -> Array:
-    """finish(words), but scaled() where s overflowed on the way (or is truly not finite: then that is the same again)."""
-
-    def again() -> Array:
-        return jnp.where(finite, finish(words), scaled())
-
-    finite = jnp.isfinite(words[0]) & jnp.isfinite(words[1])
-    return lax.cond(jnp.all(finite), lambda: finish(words), again)
 
 
 def merge_axes(x: Array, axes: Sequence[int]) -> tuple[Array, tuple[int, ...]]:
@@ -109,9 +129,9 @@ def _axis_to_fold(shape: Sequence[int], axes: Sequence[int]) -> int | None:
 
 
 def _rows(operands: Sequence[Array], axis: int) -> tuple[list[list[Array]], list[Array] | None]:
-    """The axis cut into about ROWS rows of one length, and what is left, or None."""
+    """The axis cut into rows of one length, and what is left, or None."""
     n = operands[0].shape[axis]
-    length = max(LANES, n // ROWS // LANES * LANES)
+    length = max(LANES, n // (STREAMS // len(operands)) // LANES * LANES)
     rows = n // length
 
     def cut(start: int, stop: int) -> list[Array]:

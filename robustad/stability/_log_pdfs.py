@@ -1,0 +1,317 @@
+r"""Logarithms of densities and probabilities, with limits as derivatives at the edges of their support.
+
+Names and parameters as in `jax.scipy.stats`, flattened: `norm.logpdf` is `norm_logpdf`. Built from the functions of
+this package: products with a logarithm are `xlogy` and `xlog1py`, quotients `divide`, squares of a far tail do not
+overflow by themselves. Outside the support the value is -inf and every derivative 0 (`safe_where`); at its edge, value
+and derivatives are the limits from inside. Parameters outside their domain give NaN. Errors are a few ulp of the
+largest term: around the mode of a density with large parameters (a beta density with a = b = 10⁴) the terms cancel.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from ._cholesky import cholesky
+from ._division import divide
+from ._hyperbolic import log_cosh
+from ._log_gamma import log_beta, log_gamma, log_gamma_half_step
+from ._logarithm import log, log1psq, xlog1py, xlogy
+from ._roots import sqrt
+from ._where import safe_where
+
+_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
+
+
+def _density(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Promotes and broadcasts the arguments; float16 and bfloat16 are computed in float32."""
+
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def density(*args: ArrayLike, **kwargs: ArrayLike) -> Array:
+        names = function.__code__.co_varnames[: function.__code__.co_argcount]
+        defaults = dict(zip(names[::-1], (function.__defaults__ or ())[::-1]))
+        given = {**defaults, **dict(zip(names, args)), **kwargs}
+        if unknown := set(given) - set(names):
+            raise TypeError(
+                f"{function.__name__}: no argument {', '.join(sorted(unknown))}; it takes {', '.join(names)}."
+            )
+        if missing := [name for name in names if name not in given]:
+            raise TypeError(f"{function.__name__}: `{missing[0]}` is missing.")
+        dtype = jnp.result_type(*(given[name] for name in names))
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"{function.__name__} takes real arrays, got {dtype}.")
+        if not jnp.issubdtype(dtype, jnp.floating):
+            dtype = jnp.result_type(float)
+        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+        values = jnp.broadcast_arrays(*(jnp.asarray(given[name], dtype).astype(wide) for name in names))
+        return compiled(*values).astype(dtype)
+
+    return density
+
+
+def _inside(condition: Array, value: Callable[..., Array], *args: Array) -> Array:
+    nan = functools.reduce(jnp.logical_or, [jnp.isnan(x) for x in args])
+    return safe_where(condition | nan, value, lambda *xs: jnp.full_like(xs[0], -jnp.inf), *args)
+
+
+def _positive(*parameters: Array) -> Array:
+    """0, or NaN where a parameter is not positive."""
+    valid = functools.reduce(jnp.logical_and, [p > 0 for p in parameters])
+    return jnp.where(valid, 0.0, jnp.nan).astype(parameters[0].dtype)
+
+
+@_density
+def norm_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Normal: :math:`-z^2/2 - \log\sqrt{2π} - \log s`, z = (x - loc)/s.
+
+    >>> from robustad import stability as st
+    >>> print(st.norm_logpdf(0.0))
+    -0.9189385
+    """
+    z = divide(x - loc, scale)
+    return -0.5 * z * z - (_LOG_ROOT_2_PI + log(scale))
+
+
+@_density
+def laplace_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Laplace: :math:`-|z| - \log 2s`.
+
+    >>> from robustad import stability as st
+    >>> print(st.laplace_logpdf(2.0))
+    -2.6931472
+    """
+    return -jnp.abs(divide(x - loc, scale)) - log(2 * scale)
+
+
+@_density
+def cauchy_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Cauchy: :math:`-\log(1 + z^2) - \log πs`, whose square does not overflow.
+
+    >>> from robustad import stability as st
+    >>> print(st.cauchy_logpdf(1e30))
+    -139.29984
+    """
+    return -log1psq(divide(x - loc, scale)) - log(math.pi * scale)
+
+
+@_density
+def logistic_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Logistic: :math:`-2 \log(2 \cosh(z/2)) - \log s`; the score :math:`-\tanh(z/2)` keeps its digits near 0.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.logistic_logpdf(200.0), jax.grad(st.logistic_logpdf)(1e-20))
+    -200.0 -5e-21
+    """
+    return -2 * log_cosh(0.5 * divide(x - loc, scale)) - (2 * math.log(2) + log(scale))
+
+
+@_density
+def t_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Student: :math:`\log\frac{Γ((ν+1)/2)}{Γ(ν/2)} - \log(s\sqrt{πν}) - \frac{ν+1}{2} \log(1 + z^2/ν)`.
+
+    The square does not overflow, and the log-gammas of a large ν do not cancel.
+
+    >>> from robustad import stability as st
+    >>> print(st.t_logpdf(0.0, 1e8))
+    -0.9189385
+    """
+    ratio = divide(divide(x - loc, scale), sqrt(df))
+    constant = log_gamma_half_step(0.5 * df) - 0.5 * log(0.5 * df) - _LOG_ROOT_2_PI - log(scale)
+    return constant - 0.5 * (df + 1) * log1psq(ratio) + _positive(df)
+
+
+@_density
+def uniform_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Uniform on [loc, loc + s]: :math:`-\log s`.
+
+    >>> from robustad import stability as st
+    >>> print(st.uniform_logpdf(1.0, 0.0, 2.0), st.uniform_logpdf(3.0, 0.0, 2.0))
+    -0.6931472 -inf
+    """
+    return _inside((x >= loc) & (x <= loc + scale), lambda x, scale: -log(scale) + 0 * x, x, scale)
+
+
+@_density
+def expon_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Exponential: :math:`-z - \log s` for z ≥ 0.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(jax.grad(st.expon_logpdf)(0.0), jax.grad(st.expon_logpdf)(-1.0))
+    -1.0 0.0
+    """
+    return _inside(x >= loc, lambda x, loc, scale: -divide(x - loc, scale) - log(scale), x, loc, scale)
+
+
+@_density
+def gamma_logpdf(x: Array, a: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Gamma: :math:`(a - 1) \log z - z - \log Γ(a) - \log s` for z ≥ 0.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.gamma_logpdf(0.0, 1.0), jax.grad(st.gamma_logpdf)(0.0, 1.0))
+    0.0 -1.0
+    """
+
+    def value(x: Array, a: Array, loc: Array, scale: Array) -> Array:
+        z = divide(x - loc, scale)
+        return xlogy(a - 1, z) - z - log_gamma(a) - log(scale) + _positive(a)
+
+    return _inside(x >= loc, value, x, a, loc, scale)
+
+
+@_density
+def chi2_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""χ² with ν degrees of freedom: the gamma density with a = ν/2 and twice the scale.
+
+    >>> from robustad import stability as st
+    >>> print(st.chi2_logpdf(0.0, 2.0))
+    -0.6931472
+    """
+    return gamma_logpdf(x, 0.5 * df, loc, 2 * scale)
+
+
+@_density
+def beta_logpdf(x: Array, a: Array, b: Array) -> Array:
+    r"""Beta: :math:`(a - 1) \log x + (b - 1) \log(1 - x) - \log B(a, b)` on [0, 1].
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.beta_logpdf(1.0, 2.0, 1.0), jax.grad(st.beta_logpdf)(1.0, 2.0, 1.0))
+    0.6931472 1.0
+    """
+
+    def value(x: Array, a: Array, b: Array) -> Array:
+        return xlogy(a - 1, x) + xlog1py(b - 1, -x) - log_beta(a, b) + _positive(a, b)
+
+    return _inside((x >= 0) & (x <= 1), value, x, a, b)
+
+
+@_density
+def bernoulli_logpmf(k: Array, p: Array) -> Array:
+    r"""Bernoulli: log p for k = 1, log(1 - p) for k = 0.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.bernoulli_logpmf(1, 1.0), jax.grad(st.bernoulli_logpmf, 1)(1.0, 1.0))
+    0.0 1.0
+    """
+    return _inside((k == 0) | (k == 1), lambda k, p: xlogy(k, p) + xlog1py(1 - k, -p), k, p)
+
+
+@_density
+def binom_logpmf(k: Array, n: Array, p: Array) -> Array:
+    r"""Binomial: :math:`\log\binom nk + k \log p + (n - k) \log(1 - p)` for whole k from 0 to n.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.binom_logpmf(0, 5, 0.0), jax.grad(st.binom_logpmf, 2)(0.0, 5.0, 0.0))
+    0.0 -5.0
+    """
+
+    def value(k: Array, n: Array, p: Array) -> Array:
+        choices = -log(n + 1) - log_beta(n - k + 1, k + 1)
+        return jnp.where((k == 0) | (k == n), 0.0, choices) + xlogy(k, p) + xlog1py(n - k, -p)
+
+    return _inside((k >= 0) & (k <= n) & (k == jnp.floor(k)), value, k, n, p)
+
+
+@_density
+def poisson_logpmf(k: Array, mu: Array) -> Array:
+    r"""Poisson: :math:`k \log μ - μ - \log k!` for whole k ≥ 0.
+
+    >>> import jax
+    >>> from robustad import stability as st
+    >>> print(st.poisson_logpmf(0, 0.0), jax.grad(st.poisson_logpmf, 1)(0.0, 0.0))
+    0.0 -1.0
+    """
+    value = lambda k, mu: xlogy(k, mu) - mu - log_gamma(k + 1)  # noqa: E731
+    return _inside((k >= 0) & (k == jnp.floor(k)), value, k, mu)
+
+
+def _floats(name: str, *args: ArrayLike) -> tuple[list[Array], jnp.dtype]:
+    dtype = jnp.result_type(*args)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name} takes real arrays, got {dtype}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+    return [jnp.asarray(x, dtype).astype(wide) for x in args], dtype
+
+
+def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
+    r"""Dirichlet: :math:`\sum (α_i - 1) \log x_i - \log B(α)` along the last axis, on the simplex.
+
+    x is on the simplex if no element is negative and the sum is 1 within :math:`4 n ε`; derivatives are those of the
+    formula in all n coordinates.
+
+    Args:
+      x, alpha: real arrays with the n coordinates in the last axis.
+
+    Returns:
+      An array without that axis.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> x, alpha = jnp.array([0.0, 1.0]), jnp.array([1.0, 3.0])
+    >>> print(st.dirichlet_logpdf(x, alpha), jax.grad(st.dirichlet_logpdf)(x, alpha))
+    1.0986123 [0. 2.]
+    """
+    (x, alpha), dtype = _floats("dirichlet_logpdf", x, alpha)
+    return _dirichlet(*jnp.broadcast_arrays(x, alpha)).astype(dtype)
+
+
+@jax.jit
+def _dirichlet(x: Array, alpha: Array) -> Array:
+    n = x.shape[-1]
+    on_simplex = jnp.all(x >= 0, -1) & (jnp.abs(jnp.sum(x, -1) - 1) <= 4 * n * float(jnp.finfo(x.dtype).eps))
+
+    def value(x: Array, alpha: Array) -> Array:
+        total = jnp.sum(xlogy(alpha - 1, x) - log_gamma(alpha) + _positive(alpha), -1)
+        return total + log_gamma(jnp.sum(alpha, -1))
+
+    def split(condition: Array) -> tuple[Array, Array]:
+        taken = condition[..., None]
+        return tuple(jnp.where(taken, z, lax.stop_gradient(z)) for z in (x, alpha))  # pyright: ignore[reportReturnType]
+
+    return jnp.where(on_simplex, value(*split(on_simplex)), -jnp.inf)
+
+
+def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) -> Array:
+    r"""Multivariate normal: :math:`-\frac12 |L^{-1}(x - μ)|^2 - \log\det L - \frac n2 \log 2π`, :math:`L L^T` = cov.
+
+    A singular covariance has no density: NaN or infinite there.
+
+    Args:
+      x, mean: real arrays of shape (..., n).
+      cov: symmetric positive definite matrices, shape (..., n, n).
+
+    Returns:
+      An array of the shape to which the leading axes broadcast.
+
+    >>> import jax.numpy as jnp
+    >>> from robustad import stability as st
+    >>> print(st.multivariate_normal_logpdf(jnp.zeros(2), jnp.zeros(2), 1e-30 * jnp.eye(2)))
+    67.23968
+    """
+    (x, mean, cov), dtype = _floats("multivariate_normal_logpdf", x, mean, cov)
+    return _multivariate_normal(x, mean, cov).astype(dtype)
+
+
+@jax.jit
+def _multivariate_normal(x: Array, mean: Array, cov: Array) -> Array:
+    factor, step = cholesky(cov), x - mean
+    n = cov.shape[-1]
+    shape = jnp.broadcast_shapes(step.shape[:-1], factor.shape[:-2])
+    step, factor = jnp.broadcast_to(step, (*shape, n)), jnp.broadcast_to(factor, (*shape, n, n))
+    z = lax.linalg.triangular_solve(factor, step[..., None], left_side=True, lower=True)[..., 0]
+    logs = jnp.sum(log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
+    return -0.5 * jnp.sum(z * z, -1) - (logs + n * _LOG_ROOT_2_PI)
