@@ -17,7 +17,7 @@ import jax.core
 import jax.extend  # not imported by `import jax`
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 
 Equation: TypeAlias = JaxprEqn
@@ -365,3 +365,21 @@ def backward_rules(program: Body) -> Iterator[tuple[Location | None, Body]]:
         except Exception:  # an internal protocol: whatever it says, the call's location remains
             continue
         yield site.location, rule
+
+
+# ---------------------------------------------------------------------------------------------------- mesh axes
+
+
+def varying_alike(*arrays: Array) -> list[Array]:
+    """Inside `shard_map`, every array varying over the mesh axes over which one of them does, as for JAX's own operations.
+
+    The transpose of that is a sum over these axes.
+    """
+    own = [jax.typeof(x).mat.varying for x in arrays]
+    union = frozenset().union(*own)
+    return [lax.pcast(x, tuple(sorted(union - o)), to="varying") if union - o else x for x, o in zip(arrays, own)]
+
+
+def on_one_device(aval: Any) -> Any:
+    """The shape and dtype alone, for a kernel that does not communicate."""
+    return jax.core.ShapedArray(aval.shape, aval.dtype)

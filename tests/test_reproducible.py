@@ -190,7 +190,7 @@ def test_arguments_are_those_of_jnp_sum():
     assert rs.reproducible_sum([1, 2]).dtype == np.float32
     with pytest.raises(TypeError, match="`x` has dtype complex64"):
         rs.reproducible_sum(1j)
-    with pytest.raises(ValueError, match="`axis` 3 is out of bounds"):
+    with pytest.raises(ValueError, match="`axis` 3 is out of range"):
         rs.reproducible_sum(x, 3)
     with pytest.raises(ValueError, match=r"Give the axes to sum over as `axis`"):
         rs.Accumulator.init(4).add(x)

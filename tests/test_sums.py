@@ -51,7 +51,7 @@ def test_the_generators_give_the_condition_number_that_was_asked_for(dtype):
 
 SUM_KERNELS = {
     "public": jax.jit(stability.compensated_sum),
-    "two words": jax.jit(partial(_compensated_sum.two_word_sum_kernel, axes=(0,))),
+    "two words": jax.jit(lambda x: _compensated_sum.two_word_sum_kernel(x, axes=(0,), dtype=x.dtype)),
     "mean": jax.jit(lambda x: stability.compensated_mean(x) * x.size),
     "cumsum": jax.jit(lambda x: stability.compensated_cumsum(x)[-1]),
     "cumsum in two words": jax.jit(lambda x: _compensated_cumsum.two_word_cumsum_kernel(x, axis=0, reverse=False)[-1]),

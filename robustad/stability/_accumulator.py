@@ -13,8 +13,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from robustad.stability import _digits, _exact
-from robustad.stability._order_free import digits_p, zero_p
-from robustad.stability._reproducible import FORMATS, Axis, axes_of, floating, masked
+from robustad.stability._arguments import FORMATS, Axis, axes_of, floating, masked, without
+from robustad.stability._order_free import order_free_digits, order_free_zero
 
 AxisName = Any  # a name of a mesh axis, or several in a tuple
 
@@ -72,17 +72,16 @@ class Accumulator:
                 f"Accumulator.add: `x` has dtype {x.dtype}, and the accumulator is of {self.dtype}. Cast `x`, or make the "
                 f"accumulator by `Accumulator.init(shape, {x.dtype})`."
             )
-        axes = tuple(range(x.ndim - len(self.shape))) if axis is None else axes_of(axis, x.ndim)
-        kept = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
+        axes = tuple(range(x.ndim - len(self.shape))) if axis is None else axes_of("Accumulator.add", axis, x.ndim)
+        kept = without(x.shape, axes)
         if kept != self.shape:
             raise ValueError(
                 f"Accumulator.add: `x` of shape {x.shape} summed over axes {axes} has shape {kept}; the accumulator has "
                 f"{self.shape}. Give the axes to sum over as `axis`."
             )
-        if where is not None:
-            x = masked(x, where)
-        digits = digits_p.bind(lax.stop_gradient(x), axes=axes)
-        return self._with(_merged(self.digits, digits), self.tangent + zero_p.bind(x, axes=axes, dtype=self.dtype))
+        x = masked(x, where)
+        digits = order_free_digits(lax.stop_gradient(x), axes=axes)
+        return self._with(_merged(self.digits, digits), self.tangent + order_free_zero(x, axes, self.dtype))
 
     def merge(self, other: Accumulator) -> Accumulator:
         """The sums of the terms of both."""

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from robustad.stability._arguments import Axis, axes_of, inexact, masked
 from robustad.stability._compensated_sum import compensated_sum
-from robustad.stability._sum_arguments import Axis, inexact, masked, summed_axes
 
 
 def block_scaled_sum(
@@ -41,7 +41,7 @@ def block_scaled_sum(
     x, _ = inexact("block_scaled_sum", x)
     if jnp.iscomplexobj(x):
         raise TypeError(f"block_scaled_sum takes a real array, got {x.dtype}. Sum `x.real` and `x.imag`.")
-    axes = summed_axes("block_scaled_sum", x, axis)
+    axes = axes_of("block_scaled_sum", axis, x.ndim)
     dtype = x.dtype
     x = masked(x if dtype == jnp.float64 else x.astype(jnp.float32), where)
     magnitude = jnp.abs(lax.stop_gradient(x))

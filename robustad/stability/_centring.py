@@ -27,8 +27,9 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from . import _normalizer as normalizer
-from ._normalizer import MOST, Axes
-from ._primitive import linear_primitive
+from ._arguments import Axes
+from ._normalizer import MOST
+from ._primitive import batch_first, linear_primitive
 
 # Each takes a, c, r, q and t, and the axes of a row.
 Kernel = Callable[..., Array]
@@ -97,11 +98,7 @@ def _like_entries(a: Array, c: Array, r: Array, q: Array, t: Array, *, axes: Axe
 
 def _primitive(name: str, kernel: Kernel, transpose: Callable[..., Array], shape: Kernel = _like_entries) -> Kernel:
     def batch(size: int, operands: Sequence[Array], batch_axes: Sequence[int | None], *, axes: Axes) -> Array:
-        moved = [
-            jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-            for x, axis in zip(operands, batch_axes)
-        ]
-        return bind(*moved, axes=tuple(i + 1 for i in axes))
+        return bind(*batch_first(size, operands, batch_axes), axes=tuple(i + 1 for i in axes))
 
     bind = linear_primitive(
         name,

@@ -6,11 +6,22 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from robustad.stability._arguments import (
+    Axes,
+    Axis,
+    axes_of,
+    counted,
+    inexact,
+    keep,
+    masked,
+    real_or_complex,
+    real_part_of,
+)
 from robustad.stability._backend import require_error_free
-from robustad.stability._sum_arguments import Axis, inexact, keep, masked, real_or_complex, summed_axes
 from robustad.stability._sum_primitive import sum_primitive
 from robustad.stability._two_words import (
     Words,
@@ -24,11 +35,10 @@ from robustad.stability._two_words import (
 # ---- kernels: the sum over `axes`, divided by `count` if there is one
 
 
-def sum_kernel(x: Array, *count: Array, axes: tuple[int, ...]) -> Array:
+def sum_kernel(x: Array, *count: Array, axes: Axes, dtype: np.dtype) -> Array:
     """For hardware with float64."""
     if x.dtype == jnp.float64:
-        return two_word_sum_kernel(x, *count, axes=axes)
-    dtype = x.dtype
+        return two_word_sum_kernel(x, *count, axes=axes, dtype=dtype)
     with jax.enable_x64(True):
         x, merged = merge_axes(x, axes)
         total = sum_in_float64(lambda v: lax.convert_element_type(v, jnp.float64), [x], merged)
@@ -37,11 +47,10 @@ def sum_kernel(x: Array, *count: Array, axes: tuple[int, ...]) -> Array:
         return lax.convert_element_type(total, dtype)
 
 
-def two_word_sum_kernel(x: Array, *count: Array, axes: tuple[int, ...]) -> Array:
+def two_word_sum_kernel(x: Array, *count: Array, axes: Axes, dtype: np.dtype) -> Array:
     """For float64, and for hardware without it."""
-    dtype = x.dtype
     x, axes = merge_axes(x, axes)
-    x = x if dtype == jnp.float64 else x.astype(jnp.float32)
+    x = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
     # A sum of n terms of at most 2 ** (1 - k) of the largest float, k = ⌈log2 n⌉ + 1, does not overflow.
     scale = x.dtype.type(2.0 ** -(1 + math.ceil(math.log2(max(1, math.prod(x.shape[i] for i in axes))))))
 
@@ -110,8 +119,9 @@ def compensated_sum(
     """
     require_error_free()
     x, result = inexact("compensated_sum", x, dtype)
-    axes = summed_axes("compensated_sum", x, axis)
-    total = real_or_complex(lambda part: _sum(part, axes=axes), masked(x, where))
+    axes = axes_of("compensated_sum", axis, x.ndim)
+    real = real_part_of(result)
+    total = real_or_complex(lambda part: _sum(part, axes=axes, dtype=real), masked(x, where))
     return keep(total.astype(result), axes, keepdims)
 
 
@@ -134,11 +144,7 @@ def compensated_mean(
     """
     require_error_free()
     x, result = inexact("compensated_mean", x, dtype)
-    axes = summed_axes("compensated_mean", x, axis)
-    if where is None:
-        count = jnp.asarray(math.prod(x.shape[i] for i in axes))
-    else:
-        count = jnp.broadcast_to(jnp.asarray(where, bool), x.shape).sum(axes, dtype=jnp.int32)
-    count = jnp.broadcast_to(count.astype(jnp.int32), [n for i, n in enumerate(x.shape) if i not in axes])
-    total = real_or_complex(lambda part: _sum(part, count, axes=axes), masked(x, where))
+    axes = axes_of("compensated_mean", axis, x.ndim)
+    count, real = counted(x, axes, where), real_part_of(result)
+    total = real_or_complex(lambda part: _sum(part, count, axes=axes, dtype=real), masked(x, where))
     return keep(total.astype(result), axes, keepdims)

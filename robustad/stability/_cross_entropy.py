@@ -12,8 +12,9 @@ from jax.typing import ArrayLike
 
 from . import _centring as centring
 from . import _normalizer as normalizer
+from ._arguments import Axes, axes_of
 from ._logistic import log1pexp
-from ._normalizer import MOST, Axes
+from ._normalizer import MOST
 from ._softmax import log_softmax
 
 
@@ -160,7 +161,7 @@ def softmax_cross_entropy(
     4.248354e-18 [-4.248354e-18  4.248354e-18  0.000000e+00]
     """
     a, dtype = normalizer.working("softmax_cross_entropy", logits)
-    (i,) = normalizer.axes_of("softmax_cross_entropy", axis, a.ndim)
+    (i,) = axes_of("softmax_cross_entropy", axis, a.ndim)
     a = normalizer.masked(a, where)
     y = jnp.asarray(labels)
     hard = jnp.issubdtype(y.dtype, jnp.integer)

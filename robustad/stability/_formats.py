@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from robustad.stability._arguments import Axis, axes_of, inexact
 from robustad.stability._compensated_sum import compensated_sum
-from robustad.stability._sum_arguments import Axis, inexact, summed_axes
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def sum_error_bound(x: ArrayLike, method: str, axis: Axis = None) -> Array:
     if jnp.iscomplexobj(x):
         raise TypeError(f"sum_error_bound takes a real array, got {x.dtype}. Bound `x.real` and `x.imag`.")
     u = format_info(x.dtype).u
-    n = math.prod(x.shape[i] for i in summed_axes("sum_error_bound", x, axis))
+    n = math.prod(x.shape[i] for i in axes_of("sum_error_bound", axis, x.ndim))
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     x = x.astype(wide)
     gamma = (n - 1) * u / (1 - (n - 1) * u) if (n - 1) * u < 1 else math.inf

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.interpreters import batching
 
+from robustad._jaxpr import varying_alike
 from robustad.stability import _exact_dot
-from robustad.stability._operator import operator, varying_alike
-from robustad.stability._reproducible import floating
+from robustad.stability._arguments import floating
+from robustad.stability._order_free import kernels
+from robustad.stability._primitive import batch_first, linear_primitive
 from robustad.stability._reproducible_dot import reproducible_dot
 
 
@@ -45,20 +46,23 @@ def reproducible_global_norm(tree: Any) -> Array:
     return _norm(jnp.concatenate(varying_alike(*(leaf.astype(dtype).reshape(-1) for leaf in leaves))))
 
 
-norm_p = operator("order_free_norm", lambda x, float64: _exact_dot.norms(x, float64), lambda x: (x.shape[:1], x.dtype))
+def _batch(size: int, operands, batch_axes) -> Array:
+    (x,) = batch_first(size, operands, batch_axes)
+    return _norms(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2])
 
 
-def _batch(operands, dims):
-    x = jnp.moveaxis(operands[0], dims[0], 0)
-    return norm_p.bind(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2]), 0
-
-
-batching.primitive_batchers[norm_p] = _batch
+_norms = linear_primitive(  # of the rows; its derivative is below
+    "order_free_norm",
+    kernels=kernels(_exact_dot.norms),
+    shape=lambda x: x.sum(1),
+    transposes={},
+    batch=_batch,
+)
 
 
 @jax.custom_jvp
 def _norm(x: Array) -> Array:
-    return norm_p.bind(x[None])[0]
+    return _norms(x[None])[0]
 
 
 @_norm.defjvp

@@ -12,9 +12,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
+from ._arguments import Axes, Axis, axes_of
 from ._centring import of_mean, row_of
 from ._log_exp import logaddexp
-from ._normalizer import Axes, Axis
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -118,7 +118,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=Non
     if b is None:
         if where is not None:
             x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, jnp.shape(where)))
-        axes = normalizer.axes_of("logsumexp", axis, x.ndim)
+        axes = axes_of("logsumexp", axis, x.ndim)
         value = _compiled_log_sum(normalizer.masked(x, where), axes)
         sign = jnp.where(value == -jnp.inf, 0, jnp.where(jnp.isnan(value), value, jnp.ones_like(value)))
     else:
@@ -127,7 +127,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=Non
         x, weights = jnp.broadcast_to(x, shape), jnp.broadcast_to(weights, shape)
         if where is not None:
             weights = jnp.where(where, weights, 0)
-        axes = normalizer.axes_of("logsumexp", axis, x.ndim)
+        axes = axes_of("logsumexp", axis, x.ndim)
         value, sign = _compiled_weighted(normalizer.masked(x, where), weights, axes)
     value, sign = (y if keepdims else jnp.squeeze(y, axes) for y in (value, sign))
     if return_sign:
@@ -158,7 +158,7 @@ def logmeanexp(a: ArrayLike, axis: Axis = None, keepdims: bool = False, where: A
     x, dtype = normalizer.working("logmeanexp", a)
     if where is not None:
         x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, jnp.shape(where)))
-    axes = normalizer.axes_of("logmeanexp", axis, x.ndim)
+    axes = axes_of("logmeanexp", axis, x.ndim)
     if where is None:
         count = jnp.full(
             [1 if i in axes else n for i, n in enumerate(x.shape)], math.prod(x.shape[i] for i in axes), x.dtype
@@ -212,6 +212,6 @@ def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:
     [     -inf 1000.     1000.6932]
     """
     x, dtype = normalizer.working("logcumsumexp", a)
-    (i,) = normalizer.axes_of("logcumsumexp", axis, x.ndim)
+    (i,) = axes_of("logcumsumexp", axis, x.ndim)
     x = jnp.where(x == -jnp.inf, -jnp.inf, x)  # no derivative where there is no share
     return lax.associative_scan(logaddexp, x, reverse=reverse, axis=i).astype(dtype)

@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from robustad.stability import _digits, _exact
 from robustad.stability._accumulator import Accumulator, AxisName, names
-from robustad.stability._order_free import in_the_middle, sum_p, without
-from robustad.stability._reproducible import Axis, axes_of, floating
+from robustad.stability._arguments import Axis, axes_of, floating, without
+from robustad.stability._order_free import in_the_middle, order_free_sum
 
 
 def reproducible_psum(x: ArrayLike, axis_name: AxisName, *, axis: Axis = ()) -> Array:
@@ -48,7 +48,7 @@ def reproducible_psum(x: ArrayLike, axis_name: AxisName, *, axis: Axis = ()) -> 
     3e+38
     """
     x = floating("reproducible_psum", x)
-    return _psum(x, names(axis_name), axes_of(axis, x.ndim))
+    return _psum(x, names(axis_name), axes_of("reproducible_psum", axis, x.ndim))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -59,7 +59,7 @@ def _psum(x: Array, axis_names: tuple, axes: tuple[int, ...]) -> Array:
 @_psum.defjvp
 def _psum_jvp(axis_names, axes, primals, tangents):
     (x,), (t,) = primals, tangents
-    return _psum(x, axis_names, axes), lax.psum(sum_p.bind(t, axes=axes, dtype=t.dtype), axis_names)
+    return _psum(x, axis_names, axes), lax.psum(order_free_sum(t, axes=axes, dtype=t.dtype), axis_names)
 
 
 @functools.partial(jax.jit, static_argnames=("axis_names", "axes"))

@@ -15,9 +15,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from ._arguments import Axis, axes_of
 from ._norms import inexact_array, largest_of, least_safe_square, power_of_two_near, scaled, working
 from ._over_leading_axes import over_leading_axes
-from ._sum_arguments import Axis, summed_axes
 
 _Axes = tuple[int, ...]
 
@@ -119,7 +119,7 @@ def _spread_jvp(axes, ddof, primals, tangents):
 
 def _prepare(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, Array | None, _Axes]:
     x = inexact_array(name, x)
-    axes = tuple(i - x.ndim for i in summed_axes(name, x, axis))
+    axes = tuple(i - x.ndim for i in axes_of(name, axis, x.ndim))
     mask = None if where is None else jnp.broadcast_to(jnp.asarray(where, bool), x.shape)
     return x, mask, axes
 

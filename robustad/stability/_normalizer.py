@@ -24,9 +24,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _words as words
-
-Axes = tuple[int, ...]
-Axis = int | Sequence[int] | None
+from ._arguments import Axes
 
 # One entry at most has more than half of the total. A little more, so that two rounded halves do not count.
 MOST = 0.51
@@ -50,19 +48,6 @@ def working(name: str, a: ArrayLike) -> tuple[Array, jnp.dtype]:
     if jnp.finfo(dtype).bits < 16:
         raise TypeError(f"{name} takes float16, bfloat16, float32 or float64, got {dtype}. Convert the argument first.")
     return jnp.asarray(a, dtype).astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype), dtype
-
-
-def axes_of(name: str, axis: Axis, ndim: int) -> Axes:
-    if axis is None:
-        return tuple(range(ndim))
-    given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    for i in given:
-        if not -ndim <= i < ndim:
-            raise ValueError(f"{name}: `axis` {i} is out of range for an array of {ndim} dimensions.")
-    axes = tuple(sorted(i % ndim for i in given))
-    if len(set(axes)) < len(axes):
-        raise ValueError(f"{name}: `axis` {axis} names a dimension twice.")
-    return axes
 
 
 def masked(a: Array, where: ArrayLike | None) -> Array:

@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from ._arguments import Axis, axes_of
 from ._over_leading_axes import over_leading_axes
 from ._plane import hypot
 from ._significand import shifted, significand
-from ._sum_arguments import Axis, summed_axes
 
 _Axes = tuple[int, ...]  # negative, so that leading axes may be added
 
@@ -177,7 +177,7 @@ def norm(x: ArrayLike, ord: float | str | None = None, axis: Axis = None, keepdi
     4e-20 [0. 1.] [nan inf]
     """
     x = inexact_array("norm", x)
-    axes = summed_axes("norm", x, axis)
+    axes = axes_of("norm", axis, x.ndim)
     if ord in (None, "fro"):
         ord = 2
     elif isinstance(ord, str) or (ord < 0 and ord != -np.inf) or np.isnan(ord):
@@ -247,7 +247,7 @@ def normalize(x: ArrayLike, axis: Axis = -1) -> Array:
     [ 0.6 -0.8]
     """
     x = inexact_array("normalize", x)
-    axes = tuple(i - x.ndim for i in summed_axes("normalize", x, axis))
+    axes = tuple(i - x.ndim for i in axes_of("normalize", axis, x.ndim))
     return _normalize(x, axes).astype(x.dtype)
 
 

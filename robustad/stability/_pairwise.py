@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from robustad.stability._arguments import Axes, Axis, axes_of, inexact, keep, masked, real_or_complex, real_part_of
 from robustad.stability._backend import require_error_free
-from robustad.stability._sum_arguments import Axis, inexact, keep, masked, real_or_complex, summed_axes
 from robustad.stability._sum_primitive import sum_primitive
 from robustad.stability._two_words import LANES, merge_axes
 
@@ -19,8 +19,7 @@ ROWS = 16  # four levels of the tree at once
 # ---- kernels
 
 
-def _pairwise_kernel(x: Array, *, axes: tuple[int, ...]) -> Array:
-    dtype = x.dtype
+def _pairwise_kernel(x: Array, *, axes: Axes, dtype: np.dtype) -> Array:
     x, axis = _one_axis(x, axes)
     while x.shape[axis] > 1:
         x = _sum_rows(x, axis)
@@ -45,8 +44,7 @@ def _sum_rows(x: Array, axis: int) -> Array:
     return lax.optimization_barrier(terms[0])
 
 
-def _kahan_kernel(x: Array, *, axes: tuple[int, ...]) -> Array:
-    dtype = x.dtype
+def _kahan_kernel(x: Array, *, axes: Axes, dtype: np.dtype) -> Array:
     x, axis = _one_axis(x, axes)
 
     def step(state: tuple[Array, Array], term: Array) -> tuple[tuple[Array, Array], None]:
@@ -127,8 +125,9 @@ def kahan_sum(
 
 def _sum_by(primitive, name: str, x, axis: Axis, dtype, keepdims: bool, where) -> Array:
     x, result = inexact(name, x, dtype)
-    axes = summed_axes(name, x, axis)
+    axes = axes_of(name, axis, x.ndim)
     if not axes:
         return masked(x, where).astype(result)
-    total = real_or_complex(lambda part: primitive(part, axes=axes), masked(x, where))
+    real = real_part_of(result)
+    total = real_or_complex(lambda part: primitive(part, axes=axes, dtype=real), masked(x, where))
     return keep(total.astype(result), axes, keepdims)

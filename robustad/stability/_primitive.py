@@ -1,20 +1,24 @@
 """A primitive of our own: linear in each differentiable operand, computed by a kernel that need not be.
 
 `jax.custom_jvp` cannot say that an accurate sum of tangents is linear and has a transpose; a primitive can. So the tangent
-of an accurate sum is an accurate sum, its cotangent a broadcast, in every order.
+of an accurate sum is an accurate sum and its cotangent a broadcast, in every order. A kernel may also work on bit patterns,
+of which JAX would make silent zero gradients.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax import Array, lax
+import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from robustad import _jaxpr
 
 Kernel = Callable[..., Array]
 
@@ -34,14 +38,14 @@ def linear_primitive(
         kernels: the function that computes it on each platform; under None, on all others.
         shape: a plain function with the same result but for rounding: gives shape, dtype and mesh axes.
         transposes: for each operand that it is linear in, `transpose(cotangent, *operands, **keywords)`, where that operand
-            is given by its aval (`.shape`, `.dtype`).
+            is given by its aval (`.shape`, `.dtype`). Where there are none the function has no derivative, and JAX says so.
         batch: `batch(size, operands, axes, **keywords)`, with the batch axis of each operand, or None; the batch axis of the
             result is 0.
     """
     primitive = Primitive(name)
 
     def bind(*operands: Array, **keywords: Any) -> Array:
-        return primitive.bind(*_same_mesh_axes(operands), **keywords)
+        return primitive.bind(*_jaxpr.varying_alike(*operands), **keywords)
 
     @functools.cache
     def compiled(keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
@@ -54,7 +58,8 @@ def linear_primitive(
 
     @primitive.def_abstract_eval
     def abstract(*avals, **keywords: Any):
-        return jax.make_jaxpr(functools.partial(shape, **keywords))(*avals).out_avals[0]
+        result = jax.make_jaxpr(functools.partial(shape, **keywords))(*avals).out_avals[0]
+        return result.update(weak_type=False)
 
     def jvp(operands, tangents, /, **keywords: Any):
         value = bind(*operands, **keywords)
@@ -81,16 +86,28 @@ def linear_primitive(
         size = next(x.shape[axis] for x, axis in zip(operands, batch_axes) if axis is not None)
         return batch(size, operands, batch_axes, **keywords), 0
 
-    ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transpose
+    if transposes:
+        ad.primitive_jvps[primitive] = jvp
+        ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batched
     for platform, kernel in kernels.items():
-        mlir.register_lowering(primitive, mlir.lower_fun(kernel, multiple_results=False), platform=platform)
+        mlir.register_lowering(primitive, _lowering(kernel), platform=platform)
     return bind
 
 
-def _same_mesh_axes(operands: tuple[Array, ...]) -> list[Array]:
-    """Inside `shard_map`, every operand varying over the same mesh axes, so that transposing sums over them."""
-    varying = [jax.typeof(x).mat.varying for x in operands]
-    union = frozenset().union(*varying)
-    return [lax.pcast(x, tuple(sorted(union - v)), to="varying") if union - v else x for x, v in zip(operands, varying)]
+def _lowering(kernel: Kernel) -> Callable[..., Any]:
+    rule = mlir.lower_fun(kernel, multiple_results=False)
+
+    def lower(ctx: Any, *operands: Any, **keywords: Any) -> Any:
+        # Inside shard_map the operands' types say over which axes they vary. The kernel's own loops need not know.
+        return rule(ctx.replace(avals_in=[_jaxpr.on_one_device(aval) for aval in ctx.avals_in]), *operands, **keywords)
+
+    return lower
+
+
+def batch_first(size: int, operands: Sequence[Array], batch_axes: Sequence[int | None]) -> list[Array]:
+    """The operands with a leading batch axis each."""
+    return [
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, batch_axes)
+    ]

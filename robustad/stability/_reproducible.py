@@ -1,18 +1,12 @@
 r"""Sums and means that no order of the terms can change: the exact result, rounded once."""
 
-import math
-from collections.abc import Sequence
-
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from robustad.stability._order_free import mean_p, sum_p
-
-Axis = int | Sequence[int] | None
-FORMATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+from robustad.stability._arguments import FORMATS, Axis, axes_of, counted, floating, keep, masked
+from robustad.stability._order_free import order_free_sum
 
 
 def reproducible_sum(
@@ -58,11 +52,8 @@ def reproducible_sum(
     inf 3e+38
     """
     x, out = _prepared("reproducible_sum", x, dtype)
-    axes = axes_of(axis, x.ndim)
-    if where is not None:
-        x = masked(x, where)
-    result = sum_p.bind(x, axes=axes, dtype=out)
-    return lax.expand_dims(result, axes) if keepdims else result
+    axes = axes_of("reproducible_sum", axis, x.ndim)
+    return keep(order_free_sum(masked(x, where), axes=axes, dtype=out), axes, keepdims)
 
 
 def reproducible_mean(
@@ -87,30 +78,8 @@ def reproducible_mean(
     inf 3e+38
     """
     x, out = _prepared("reproducible_mean", x, dtype)
-    axes = axes_of(axis, x.ndim)
-    kept = tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
-    if where is None:
-        count = jnp.full(kept, math.prod(x.shape[axis] for axis in axes), np.int32)
-    else:
-        count = jnp.sum(jnp.broadcast_to(jnp.asarray(where, bool), x.shape), axes, dtype=np.int32)
-        x = masked(x, where)
-    result = mean_p.bind(x, count, axes=axes, dtype=out)
-    return lax.expand_dims(result, axes) if keepdims else result
-
-
-# ---- arguments
-
-
-def floating(name: str, x: ArrayLike, argument: str = "x") -> Array:
-    """`x` as an array of a format that can be summed."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
-        x = x.astype(jnp.result_type(float))
-    if x.dtype not in FORMATS:
-        raise TypeError(
-            f"{name}: `{argument}` has dtype {x.dtype}; expected float16, bfloat16, float32 or float64. Cast it first."
-        )
-    return x
+    axes = axes_of("reproducible_mean", axis, x.ndim)
+    return keep(order_free_sum(masked(x, where), counted(x, axes, where), axes=axes, dtype=out), axes, keepdims)
 
 
 def _prepared(name: str, x: ArrayLike, dtype: DTypeLike | None) -> tuple[Array, np.dtype]:
@@ -119,20 +88,3 @@ def _prepared(name: str, x: ArrayLike, dtype: DTypeLike | None) -> tuple[Array, 
     if out not in FORMATS:
         raise TypeError(f"{name}: `dtype` is {out}; expected float16, bfloat16, float32 or float64.")
     return x, out
-
-
-def axes_of(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """The axes, sorted and from 0."""
-    if axis is None:
-        return tuple(range(ndim))
-    axes = [axis] if isinstance(axis, int | np.integer) else list(axis)
-    if bad := [axis for axis in axes if not -ndim <= axis < ndim]:
-        raise ValueError(f"`axis` {bad[0]} is out of bounds for an array of {ndim} dimensions.")
-    positive = sorted(axis % ndim for axis in axes)
-    if len(set(positive)) < len(positive):
-        raise ValueError(f"`axis` names an axis twice: got {tuple(axes)} for an array of {ndim} dimensions.")
-    return tuple(positive)
-
-
-def masked(x: Array, where: ArrayLike) -> Array:
-    return jnp.where(jnp.broadcast_to(jnp.asarray(where, bool), x.shape), x, jnp.zeros((), x.dtype))

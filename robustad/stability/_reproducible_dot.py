@@ -2,12 +2,12 @@ r"""Dot products and matrix products that no order of the terms can change."""
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.interpreters import ad, batching
 from jax.typing import ArrayLike
 
 from robustad.stability import _exact_dot
-from robustad.stability._operator import no_tangent, operator, varying_alike
-from robustad.stability._reproducible import floating
+from robustad.stability._arguments import floating
+from robustad.stability._order_free import kernels
+from robustad.stability._primitive import batch_first, linear_primitive
 
 
 def reproducible_dot(a: ArrayLike, b: ArrayLike, *, slices: int | None = None) -> Array:
@@ -66,49 +66,36 @@ def reproducible_dot(a: ArrayLike, b: ArrayLike, *, slices: int | None = None) -
         )
     rows, columns = a.reshape(1, -1, a.shape[-1]), jnp.moveaxis(b, contracted, -1)
     shape = (*a.shape[:-1], *columns.shape[:-1])
-    rows, columns = varying_alike(rows, columns.reshape(1, -1, a.shape[-1]))
-    return dot_p.bind(rows, columns, slices=slices).reshape(shape)
+    return _dots(rows, columns.reshape(1, -1, a.shape[-1]), slices=slices).reshape(shape)
 
 
-dot_p = operator(  # (batch, m, k) and (batch, n, k) to (batch, m, n)
-    "order_free_dot",
-    lambda a, b, slices, float64: _exact_dot.dots(a, b, slices, float64),
-    lambda a, b, slices: ((a.shape[0], a.shape[1], b.shape[1]), a.dtype),
-)
+# ---- the primitive: (batch, m, k) and (batch, n, k) to (batch, m, n)
+
+
+def _plain(a: Array, b: Array, *, slices: int | None) -> Array:
+    return lax.dot_general(a, b, (((2,), (2,)), ((0,), (0,))))
 
 
 def _swapped(x: Array) -> Array:
     return lax.transpose(x, (0, 2, 1))
 
 
-def _jvp(primals, tangents, *, slices: int | None):
-    (a, b), (ta, tb) = primals, tangents
-    parts = [] if type(ta) is ad.Zero else [dot_p.bind(ta, b, slices=slices)]
-    if type(tb) is not ad.Zero:
-        parts.append(dot_p.bind(a, tb, slices=slices))
-    value = dot_p.bind(a, b, slices=slices)
-    return value, sum(parts[1:], parts[0]) if parts else no_tangent(value)
-
-
-def _transpose(ct, a, b, *, slices: int | None):
-    if ad.is_undefined_primal(a):
-        return (ad.Zero(a.aval) if type(ct) is ad.Zero else dot_p.bind(ct, _swapped(b), slices=slices)), None
-    return None, (ad.Zero(b.aval) if type(ct) is ad.Zero else dot_p.bind(_swapped(ct), _swapped(a), slices=slices))
-
-
-def _batch(operands, dims, *, slices: int | None):
-    (a, b), (a_dim, b_dim) = operands, dims
-    if b_dim is None and len(b) == 1:  # more rows of one matrix
-        a = jnp.moveaxis(a, a_dim, 0)
-        return dot_p.bind(a.reshape(1, -1, a.shape[-1]), b, slices=slices).reshape(*a.shape[:3], b.shape[1]), 0
-    size = next(x.shape[dim] for x, dim in zip(operands, dims) if dim is not None)
-    a, b = (
-        lax.broadcast(x, (size,)) if dim is None else jnp.moveaxis(x, dim, 0) for x, dim in ((a, a_dim), (b, b_dim))
-    )
+def _batch(size: int, operands, batch_axes, *, slices: int | None) -> Array:
+    if batch_axes[1] is None and len(operands[1]) == 1:  # more rows of one matrix
+        a = jnp.moveaxis(operands[0], batch_axes[0], 0)
+        return _dots(a.reshape(1, -1, a.shape[-1]), operands[1], slices=slices).reshape(*a.shape[:3], -1)
+    a, b = batch_first(size, operands, batch_axes)
     joined = (x.reshape(-1, *x.shape[2:]) for x in (a, b))
-    return dot_p.bind(*joined, slices=slices).reshape(size, -1, a.shape[2], b.shape[2]), 0
+    return _dots(*joined, slices=slices).reshape(*a.shape[:3], b.shape[2])
 
 
-ad.primitive_jvps[dot_p] = _jvp
-ad.primitive_transposes[dot_p] = _transpose
-batching.primitive_batchers[dot_p] = _batch
+_dots = linear_primitive(
+    "order_free_dot",
+    kernels=kernels(_exact_dot.dots),
+    shape=_plain,
+    transposes={
+        0: lambda cotangent, a, b, *, slices: _dots(cotangent, _swapped(b), slices=slices),
+        1: lambda cotangent, a, b, *, slices: _dots(_swapped(cotangent), _swapped(a), slices=slices),
+    },
+    batch=_batch,
+)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
 from . import _words as words
-from ._normalizer import Axes
+from ._arguments import Axes, Axis, axes_of
 
 
 def _mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
@@ -114,7 +114,7 @@ def _leave_one_out(x: Array) -> Array:
     return _plain(_times((m, k), (n, l)))
 
 
-def scaled_prod(x: ArrayLike, axis: normalizer.Axis = None) -> tuple[Array, Array]:
+def scaled_prod(x: ArrayLike, axis: Axis = None) -> tuple[Array, Array]:
     r"""The product as (mantissa, exponent): :math:`\prod x = m\, 2^k` with :math:`1/2 \le |m| < 1`.
 
     `jnp.prod` overflows and underflows in the middle: :math:`2^{5000} \cdot 2^{-5000}` of factors 2 and 1/2 is NaN
@@ -139,10 +139,10 @@ def scaled_prod(x: ArrayLike, axis: normalizer.Axis = None) -> tuple[Array, Arra
     0.5 1
     """
     y, _ = normalizer.working("scaled_prod", x)
-    return _product(y, normalizer.axes_of("scaled_prod", axis, y.ndim))
+    return _product(y, axes_of("scaled_prod", axis, y.ndim))
 
 
-def prod(x: ArrayLike, axis: normalizer.Axis = None, keepdims: bool = False) -> Array:
+def prod(x: ArrayLike, axis: Axis = None, keepdims: bool = False) -> Array:
     """The product, right wherever it can be represented, whatever its partial products are.
 
     `jnp.prod` of 200 factors 2 and 200 factors 1/2 is inf or 0 in float32, depending on their order. The derivative
@@ -164,7 +164,7 @@ def prod(x: ArrayLike, axis: normalizer.Axis = None, keepdims: bool = False) -> 
     1.0 [12.  0.  0.]
     """
     y, dtype = normalizer.working("prod", x)
-    axes = normalizer.axes_of("prod", axis, y.ndim)
+    axes = axes_of("prod", axis, y.ndim)
     value = _compiled_prod(y, axes)
     return (jnp.expand_dims(value, axes) if keepdims else value).astype(dtype)
 

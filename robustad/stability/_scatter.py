@@ -1,16 +1,17 @@
 r"""Scattering without order: sums by segment, scatter-add, and a gather whose transpose is that sum."""
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.interpreters import ad, batching
 from jax.typing import ArrayLike
 
 from robustad.stability import _exact_scatter
-from robustad.stability._operator import no_tangent, operator, varying_alike
-from robustad.stability._reproducible import floating
+from robustad.stability._arguments import floating
+from robustad.stability._order_free import kernels
+from robustad.stability._primitive import batch_first, linear_primitive
 
 
 def segment_sum(data: ArrayLike, segment_ids: ArrayLike, num_segments: int | None = None) -> Array:
@@ -54,11 +55,7 @@ def segment_sum(data: ArrayLike, segment_ids: ArrayLike, num_segments: int | Non
         num_segments = int(np.max(np.asarray(ids), initial=-1)) + 1
     if num_segments < 0:
         raise ValueError(f"segment_sum: `num_segments` is {num_segments}; it must not be negative.")
-    sums = _segments(
-        data.reshape(len(ids), -1) if data.size else jnp.zeros((len(ids), math.prod(data.shape[1:])), data.dtype),
-        ids,
-        num_segments,
-    )
+    sums = _segment_sum(data.reshape(len(ids), math.prod(data.shape[1:])), ids, segments=num_segments)
     return sums.reshape(num_segments, *data.shape[1:])
 
 
@@ -91,7 +88,8 @@ def scatter_add(x: ArrayLike, indices: ArrayLike, updates: ArrayLike) -> Array:
     width = math.prod(x.shape[1:])
     into = _counted_from_end(indices, len(x)).reshape(-1)
     rows = jnp.concatenate([x.reshape(len(x), width), updates.reshape(len(into), width)])
-    return _segments(rows, jnp.concatenate([jnp.arange(len(x), dtype=np.int32), into]), len(x)).reshape(x.shape)
+    into = jnp.concatenate([jnp.arange(len(x), dtype=np.int32), into])
+    return _segment_sum(rows, into, segments=len(x)).reshape(x.shape)
 
 
 def gather(x: ArrayLike, indices: ArrayLike) -> Array:
@@ -120,15 +118,9 @@ def gather(x: ArrayLike, indices: ArrayLike) -> Array:
         raise ValueError("gather: `x` is a scalar; expected an array whose first axis is indexed.")
     indices = _integers("gather", indices, "indices")
     at = _counted_from_end(indices, len(x)).reshape(-1)
-    x2, at = varying_alike(x.reshape(len(x), math.prod(x.shape[1:])), at)
-    rows = gather_p.bind(x2, at)
+    rows = _gather(x.reshape(len(x), math.prod(x.shape[1:])), at)
     rows = jnp.where(((at >= 0) & (at < len(x)))[:, None], rows, jnp.full((), np.nan, x.dtype))
     return rows.reshape(*indices.shape, *x.shape[1:])
-
-
-def _segments(rows: Array, ids: Array, segments: int) -> Array:
-    rows, ids = varying_alike(rows, ids)
-    return segment_sum_p.bind(rows, ids, segments=segments)
 
 
 def _integers(name: str, x: ArrayLike, argument: str) -> Array:
@@ -151,63 +143,55 @@ def _counted_from_end(indices: Array, size: int) -> Array:
 # ---- two linear maps, each the transpose of the other
 
 
-def _segment_sum(rows: Array, ids: Array, *, segments: int, float64: bool) -> Array:
+def _sums(rows: Array, ids: Array, *, segments: int, float64: bool) -> Array:
     return _exact_scatter.rounded_segments(rows, ids, segments, rows.dtype, float64)
 
 
-def _gather(x: Array, at: Array, *, float64: bool) -> Array:
+def _plain_sums(rows: Array, ids: Array, *, segments: int) -> Array:
+    return jnp.zeros((segments, rows.shape[1]), rows.dtype).at[ids].add(rows)
+
+
+def _rows(x: Array, at: Array) -> Array:
     """Rows of `(m, k)`; 0 where out of range."""
     dimensions = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
     fill = lax.GatherScatterMode.FILL_OR_DROP
     return lax.gather(x, at[:, None], dimensions, (1, x.shape[1]), mode=fill, fill_value=0)
 
 
-segment_sum_p = operator(
-    "order_free_segment_sum", _segment_sum, lambda rows, ids, segments: ((segments, rows.shape[1]), rows.dtype)
+def _batch_rule(bind: Callable[..., Array], own: Callable[..., int], joined: Callable[..., dict[str, int]]):
+    """Rows of a batch with their own ids are rows of one array, in segments of their own; ids in common: more columns.
+
+    `own` is how many segments, or rows to gather from, one of the batch has; `joined` the keywords for all of them.
+    """
+
+    def rule(size: int, operands, batch_axes, **keywords) -> Array:
+        if batch_axes[1] is None:
+            x = jnp.moveaxis(operands[0], batch_axes[0], 1)
+            result = bind(x.reshape(len(x), -1), operands[1], **keywords)
+            return jnp.moveaxis(result.reshape(len(result), *x.shape[1:]), 1, 0)
+        x, ids = batch_first(size, operands, batch_axes)
+        count = own(x, **keywords)
+        inside = (ids >= 0) & (ids < count)
+        ids = jnp.where(inside, ids + count * jnp.arange(size, dtype=np.int32)[:, None], size * count).reshape(-1)
+        result = bind(x.reshape(-1, x.shape[2]), ids, **joined(size, **keywords))
+        return result.reshape(size, -1, x.shape[2])
+
+    return rule
+
+
+_segment_sum = linear_primitive(
+    "order_free_segment_sum",
+    kernels=kernels(_sums),
+    shape=_plain_sums,
+    transposes={0: lambda cotangent, rows, ids, *, segments: _gather(cotangent, ids)},
+    batch=lambda *args, **keywords: _batch_rule(
+        _segment_sum, lambda x, segments: segments, lambda size, segments: {"segments": size * segments}
+    )(*args, **keywords),
 )
-gather_p = operator("order_free_gather", _gather, lambda x, at: ((at.shape[0], x.shape[1]), x.dtype))
-
-
-def _linear(primitive, transpose) -> None:
-    """The rules of a map that is linear in its first operand and whose second holds integers."""
-
-    def jvp(primals, tangents, **parameters):
-        value = primitive.bind(*primals, **parameters)
-        if type(tangents[0]) is ad.Zero:
-            return value, no_tangent(value)
-        return value, primitive.bind(tangents[0], primals[1], **parameters)
-
-    def transposed(ct, x, ids, **parameters):
-        return (ad.Zero(x.aval) if type(ct) is ad.Zero else transpose(ct, ids, x.aval)), None
-
-    ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = transposed
-
-
-_linear(segment_sum_p, lambda ct, ids, aval: gather_p.bind(ct, ids))
-_linear(gather_p, lambda ct, at, aval: segment_sum_p.bind(ct, at, segments=aval.shape[0]))
-
-
-def _batch(primitive, rows_in, rows_out) -> None:
-    """Rows of a batch with their own ids are rows of one array, in segments of their own; ids in common: more columns."""
-
-    def rule(operands, dims, **parameters):
-        (x, ids), (x_dim, ids_dim) = operands, dims
-        if ids_dim is None:
-            x = jnp.moveaxis(x, x_dim, 1)
-            out = primitive.bind(x.reshape(len(x), -1), ids, **parameters)
-            return out.reshape(len(out), *x.shape[1:]), 1
-        ids = jnp.moveaxis(ids, ids_dim, 0)
-        size = len(ids)
-        x = jnp.broadcast_to(x, (size, *x.shape)) if x_dim is None else jnp.moveaxis(x, x_dim, 0)
-        own = rows_in(x, **parameters)  # segments, or rows to gather from, of one of the batch
-        inside = (ids >= 0) & (ids < own)
-        ids = jnp.where(inside, ids + own * jnp.arange(size, dtype=np.int32)[:, None], size * own).reshape(-1)
-        out = primitive.bind(x.reshape(-1, x.shape[2]), ids, **rows_out(size, **parameters))
-        return out.reshape(size, -1, x.shape[2]), 0
-
-    batching.primitive_batchers[primitive] = rule
-
-
-_batch(segment_sum_p, lambda x, segments: segments, lambda size, segments: {"segments": size * segments})
-_batch(gather_p, lambda x: x.shape[1], lambda size: {})
+_gather = linear_primitive(
+    "order_free_gather",
+    kernels={None: _rows},
+    shape=_rows,
+    transposes={0: lambda cotangent, x, at: _segment_sum(cotangent, at, segments=x.shape[0])},
+    batch=lambda *args: _batch_rule(_gather, lambda x: x.shape[1], lambda size: {})(*args),
+)

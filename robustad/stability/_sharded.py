@@ -13,8 +13,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
+from ._arguments import Axes, axes_of
 from ._cross_entropy import target_of
-from ._normalizer import MOST, Axes, Total
+from ._normalizer import MOST, Total
 
 
 def _total(a: Array, axes: Axes, name: str) -> Total:
@@ -123,7 +124,7 @@ def sharded_logsumexp(a: ArrayLike, axis_name: str, axis: int = -1) -> Array:
       An array without that dimension, of the dtype of `a`.
     """
     x, dtype = normalizer.working("sharded_logsumexp", a)
-    (i,) = normalizer.axes_of("sharded_logsumexp", axis, x.ndim)
+    (i,) = axes_of("sharded_logsumexp", axis, x.ndim)
     return jnp.squeeze(_log_sum(x, (i,), axis_name), i).astype(dtype)
 
 
@@ -146,7 +147,7 @@ def sharded_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, axis_nam
       The loss of each row, the same on every device of the mesh axis; NaN where a label is out of range.
     """
     x, dtype = normalizer.working("sharded_softmax_cross_entropy", logits)
-    (i,) = normalizer.axes_of("sharded_softmax_cross_entropy", axis, x.ndim)
+    (i,) = axes_of("sharded_softmax_cross_entropy", axis, x.ndim)
     y = jnp.asarray(labels)
     expected = x.shape[:i] + x.shape[i + 1 :]
     if not jnp.issubdtype(y.dtype, jnp.integer) or y.shape != expected:

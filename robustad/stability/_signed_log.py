@@ -19,10 +19,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
+from ._arguments import Axes, Axis, axes_of
 from ._compensated_sum import compensated_sum
 from ._log_exp import log1mexp
 from ._logistic import log1pexp
-from ._normalizer import Axes, Axis
 
 
 @jax.custom_jvp
@@ -284,16 +284,16 @@ class SignedLog:
     # ---- reductions
 
     def sum(self, axis: Axis = None, keepdims: bool = False) -> SignedLog:
-        axes = normalizer.axes_of("SignedLog.sum", axis, self.ndim)
+        axes = axes_of("SignedLog.sum", axis, self.ndim)
         return SignedLog(*_sum(self.sign, self.exponent, axes))._keep(axes, keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> SignedLog:
-        axes = normalizer.axes_of("SignedLog.mean", axis, self.ndim)
+        axes = axes_of("SignedLog.mean", axis, self.ndim)
         return self.sum(axis, keepdims) / float(math.prod(self.shape[i] for i in axes))
 
     def prod(self, axis: Axis = None, keepdims: bool = False) -> SignedLog:
         """The product; the exponents are summed with compensation."""
-        axes = normalizer.axes_of("SignedLog.prod", axis, self.ndim)
+        axes = axes_of("SignedLog.prod", axis, self.ndim)
         sign = jnp.prod(self.sign, axes, keepdims=True)
         return SignedLog(sign, compensated_sum(self.exponent, axes, keepdims=True))._keep(axes, keepdims)
 

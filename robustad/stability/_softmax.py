@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._normalizer import Axes, Axis
+from ._arguments import Axes, Axis, axes_of
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -68,7 +68,7 @@ def softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     [0.5 0.5 0. ] [0. 0.]
     """
     x, dtype = normalizer.working("softmax", a)
-    return _compiled_softmax(normalizer.masked(x, where), normalizer.axes_of("softmax", axis, x.ndim)).astype(dtype)
+    return _compiled_softmax(normalizer.masked(x, where), axes_of("softmax", axis, x.ndim)).astype(dtype)
 
 
 def log_softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -96,6 +96,4 @@ def log_softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     [-4.248354e-18 -4.000000e+01] [ 4.248354e-18 -4.248354e-18]
     """
     x, dtype = normalizer.working("log_softmax", a)
-    return _compiled_log_softmax(normalizer.masked(x, where), normalizer.axes_of("log_softmax", axis, x.ndim)).astype(
-        dtype
-    )
+    return _compiled_log_softmax(normalizer.masked(x, where), axes_of("log_softmax", axis, x.ndim)).astype(dtype)

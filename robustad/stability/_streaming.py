@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
+from ._arguments import axes_of
 
 
 @jax.custom_jvp
@@ -65,7 +66,7 @@ class LogSumExp:
     def add(self, a: ArrayLike, axis: int | tuple[int, ...] = -1, b: ArrayLike | None = None) -> LogSumExp:
         """With the entries of `a` along `axis`, whose other dimensions are those of the state; `b` are weights."""
         x = jnp.asarray(a, self.sum.dtype)
-        axes = normalizer.axes_of("LogSumExp.add", axis, x.ndim)
+        axes = axes_of("LogSumExp.add", axis, x.ndim)
         counted = x if b is None else jnp.where(jnp.asarray(b) == 0, -jnp.inf, x)
         m = normalizer.maximum(lax.stop_gradient(counted), axes)
         e = _terms(counted, _shift(m))
@@ -129,7 +130,7 @@ def chunked_logsumexp(a: ArrayLike, chunk_size: int, axis: int = -1) -> Array:
     999.4587
     """
     x, dtype = normalizer.working("chunked_logsumexp", a)
-    (i,) = normalizer.axes_of("chunked_logsumexp", axis, x.ndim)
+    (i,) = axes_of("chunked_logsumexp", axis, x.ndim)
     if chunk_size < 1:
         raise ValueError(f"chunked_logsumexp: `chunk_size` is {chunk_size}, expected at least 1.")
     x = jnp.moveaxis(x, i, 0)
