@@ -1,69 +1,40 @@
-"""Time of the special functions against what they replace: value and gradient, as ratios of medians in one run.
+"""What the special functions cost beside what they replace, as ratios.
 
-python experiments/benchmarks/elementwise.py [--size 1000000]
+python experiments/benchmarks/elementwise.py --json elementwise.json
 """
 
-import argparse
-import json
-import pathlib
-import statistics
-import sys
-import time
+from __future__ import annotations
 
-import jax
+import pathlib
+import sys
+
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from ratios import Case, main
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from robustad import stability
 from tests.special import _rivals
-from tests.special._table import TABLE
+from tests.special._table import TABLE, Special
+
+SIZE = 10**6
 
 
-def ratio(ours, plain, args, repeats: int) -> float:
-    """Median time of `ours` over that of `plain`, interleaved."""
-    times: list[list[float]] = [[], []]
-    functions = [jax.jit(ours), jax.jit(plain)]
-    for f in functions:
-        jax.block_until_ready(f(*args))
-    for _ in range(repeats):
-        for f, record in zip(functions, times):
-            start = time.perf_counter()
-            jax.block_until_ready(f(*args))
-            record.append(time.perf_counter() - start)
-    return statistics.median(times[0]) / statistics.median(times[1])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=pathlib.Path)
-    options = parser.parse_args()
+def arguments(entry: Special) -> tuple[Array, ...]:
     rng = np.random.default_rng(0)
-    rows = []
-    print(f"jax {jax.__version__}, {jax.default_backend()}, {options.size} float32: time over plain JAX's")
-    print(f"{'function':14s}{'value':>8s}{'gradient':>10s}")
+    args = [jnp.asarray(rng.uniform(max(low, -8), min(high, 8), SIZE), jnp.float32) for low, high in entry.domain]
+    if entry.name == "logsubexp":
+        args[1] = args[0] - jnp.abs(args[1])
+    return tuple(args)
+
+
+def cases():
     for entry in TABLE:
-        args = []
-        for low, high in entry.domain:
-            args.append(jnp.asarray(rng.uniform(max(low, -8), min(high, 8), options.size), jnp.float32))
-        if entry.name == "logsubexp":
-            args[1] = args[0] - jnp.abs(args[1])
         ours, plain = getattr(stability, entry.name), _rivals.JAX[entry.name]
-        slope = [jax.grad(lambda *xs, f=f: f(*xs).sum()) for f in (ours, plain)]
-        row = {"function": entry.name, "value": ratio(ours, plain, args, options.repeats)}
-        row["gradient"] = ratio(slope[0], slope[1], args, options.repeats)
-        rows.append(row)
-        print(f"{entry.name:14s}{row['value']:8.2f}{row['gradient']:10.2f}", flush=True)
-    for key in ("value", "gradient"):
-        print(f"median {key}: {statistics.median(r[key] for r in rows):.2f}")
-    if options.json:
-        options.json.write_text(
-            json.dumps({"jax": jax.__version__, "size": options.size, "rows": rows}, indent=1) + "\n"
-        )
+        yield Case(entry.name, ours, plain, lambda entry=entry: arguments(entry))
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, cases(), repeats=9)
