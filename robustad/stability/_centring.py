@@ -185,10 +185,19 @@ def row_of(a: Array, axes: Axes, shared: bool = True) -> Row:
     if not shared:
         bounded = normalizer.repaired(total.maximum == jnp.inf, total.sum, lambda: normalizer.total(a, axes).sum)
         total = total._replace(sum=bounded)
-    return Row(total.shift, normalizer.inverse(total), normalizer.rest(a, total, axes))
+    return row_of_total(a, total, axes)
 
 
 @row_of.defjvp
 def _row_of_jvp(axes: Axes, shared: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Row, Row]:
     row = row_of(primals[0], axes, shared)
-    return row, Row(*map(jnp.zeros_like, row))
+    return row, constant(row)
+
+
+def row_of_total(a: Array, total: normalizer.Total, axes: Axes) -> Row:
+    return Row(total.shift, normalizer.inverse(total), normalizer.rest(a, total, axes))
+
+
+def constant(row: Row) -> Row:
+    """Its tangent: what changes with the entries is in the rules of the linear operations."""
+    return Row(*map(jnp.zeros_like, row))

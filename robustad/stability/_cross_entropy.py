@@ -34,58 +34,64 @@ def target_of(a: Array, labels: Array, axis: int, first: ArrayLike = 0) -> Targe
     return Target(index, jnp.where(valid, logit, 0), valid)
 
 
-def _hard(a: Array, labels: Array, axis: int, bounded: bool) -> Array:
-    """log Σ exp(a - m) + (m - a[label]): two terms that are not negative."""
+class Parts(NamedTuple):
+    """What loss and gradient of a row are made of."""
+
+    total: normalizer.Total
+    target: Target
+    share: Array  # the largest
+    rest: Array  # 1 - it, carefully summed where the label has most of its row: there it is all of the loss
+
+
+def _parts(a: Array, labels: Array, axis: int, bounded: bool) -> Parts:
     total = normalizer.total(a, (axis,), bounded=bounded)
-    largest = normalizer.share_of_maximum(total)
+    share = normalizer.share_of_maximum(total)
     target = target_of(a, labels, axis)
-    # The careful sum is needed only where the label has most of its row, since there it is all of the loss.
-    confident = (largest > MOST) & (target.logit == total.maximum)
-    others = normalizer.rest(a, total, (axis,), needed=confident)
-    gap = jnp.where(target.logit == total.maximum, 0, total.maximum - target.logit)
-    loss = normalizer.log_of_sum(largest, others) + gap
-    return jnp.where(target.valid, loss, jnp.nan)
+    confident = (share > MOST) & (target.logit == total.maximum)
+    return Parts(total, target, share, normalizer.rest(a, total, (axis,), needed=confident))
+
+
+def _loss_of(parts: Parts) -> Array:
+    """log Σ exp(a - m) + (m - a[label]): two terms that are not negative."""
+    logit, m = parts.target.logit, parts.total.maximum
+    loss = normalizer.log_of_sum(parts.share, parts.rest) + jnp.where(logit == m, 0, m - logit)
+    return jnp.where(parts.target.valid, loss, jnp.nan)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _hard_loss(a: Array, labels: Array, axis: int) -> Array:
-    infinite = normalizer.maximum(a, (axis,)) == jnp.inf
-    loss = _hard(a, labels, axis, bounded=False)
-    return normalizer.repaired(infinite, loss, lambda: _hard(a, labels, axis, bounded=True))
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _hard_loss_with_gradient(a: Array, labels: Array, axis: int) -> Array:
-    """The same, sharing the exponentials of its own derivative."""
-    return _hard(a, labels, axis, bounded=True)
+    parts = _parts(a, labels, axis, bounded=False)
+    infinite = parts.total.maximum == jnp.inf
+    return normalizer.repaired(infinite, _loss_of(parts), lambda: _loss_of(_parts(a, labels, axis, bounded=True)))
 
 
 @_hard_loss.defjvp
-@_hard_loss_with_gradient.defjvp
-def _hard_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+def _hard_loss_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     (a, labels), (t, _) = primals, tangents
-    slope = _hard_gradient(a, labels, axis)
-    return _hard_loss_with_gradient(a, labels, axis), jnp.sum(slope * t, axis, keepdims=True)
+    loss, slope = _hard_loss_and_gradient(a, labels, axis)
+    return loss, jnp.sum(slope * t, axis, keepdims=True)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _hard_gradient(a: Array, labels: Array, axis: int) -> Array:
-    """p - y, at the label -(1 - p) from the sum of the others; 0 at a label that is masked."""
-    row = centring.row_of(a, (axis,))
-    target = target_of(a, labels, axis)
+def _hard_loss_and_gradient(a: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+    """The gradient is p - y, at the label -(1 - p) from the sum of the others; 0 at a label that is masked."""
+    parts = _parts(a, labels, axis, bounded=True)
+    target, row = parts.target, centring.Row(parts.total.shift, normalizer.inverse(parts.total), parts.rest)
     share = centring.shares(target.logit, row)
     complement = jnp.where(share > MOST, row.rest, 1 - share)
     here = lax.broadcasted_iota(target.index.dtype, a.shape, axis) == target.index
     complement = jnp.where(target.logit == -jnp.inf, 0, complement)
     factor = jnp.where(target.valid, 1, jnp.nan)
-    return jnp.where(here, -complement * factor, centring.shares(a, row._replace(factor=row.factor * factor)))
+    shares = centring.shares(a, row._replace(factor=row.factor * factor))
+    return _loss_of(parts), jnp.where(here, -complement * factor, shares)
 
 
-@_hard_gradient.defjvp
-def _hard_gradient_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+@_hard_loss_and_gradient.defjvp
+def _hard_loss_and_gradient_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     (a, labels), (t, _) = primals, tangents
-    row = centring.row_of(a, (axis,))
-    return _hard_gradient(a, labels, axis), centring.of_shares(a, row, t, (axis,))
+    loss, slope = _hard_loss_and_gradient(a, labels, axis)
+    turn = centring.of_shares(a, centring.row_of(a, (axis,)), t, (axis,))
+    return (loss, slope), (jnp.sum(slope * t, axis, keepdims=True), turn)
 
 
 @jax.custom_jvp

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
 from ._arguments import Axes, Axis, axes_of
-from ._centring import of_mean, row_of
+from ._centring import Row, constant, of_mean, row_of, row_of_total
 from ._log_exp import logaddexp
 
 
@@ -24,16 +24,24 @@ def log_sum(a: Array, axes: Axes) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _bounded_log_sum(a: Array, axes: Axes) -> Array:
-    """The same, sharing the exponentials of its own derivative."""
-    return normalizer.log_total(a, normalizer.total(a, axes), axes)
+def _log_sum_and_row(a: Array, axes: Axes) -> tuple[Array, Row]:
+    """The same, with the row that its derivative needs: of the same exponentials."""
+    total = normalizer.total(a, axes)
+    return normalizer.log_total(a, total, axes), row_of_total(a, total, axes)
 
 
 @log_sum.defjvp
-@_bounded_log_sum.defjvp
 def _log_sum_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     (a,), (t,) = primals, tangents
-    return _bounded_log_sum(a, axes), of_mean(a, row_of(a, axes), t, axes)
+    value, row = _log_sum_and_row(a, axes)
+    return value, of_mean(a, row, t, axes)
+
+
+@_log_sum_and_row.defjvp
+def _log_sum_and_row_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
+    (a,), (t,) = primals, tangents
+    value, row = _log_sum_and_row(a, axes)
+    return (value, row), (of_mean(a, row, t, axes), constant(row))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -12,17 +12,20 @@ from jax.typing import ArrayLike
 from . import _centring as centring
 from . import _normalizer as normalizer
 from ._arguments import Axes, Axis, axes_of
+from ._centring import Row
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax(a: Array, axes: Axes) -> Array:
-    return centring.shares(a, centring.row_of(a, axes))
+def _softmax(a: Array, axes: Axes) -> tuple[Array, Row]:
+    row = centring.row_of(a, axes)
+    return centring.shares(a, row), row
 
 
 @_softmax.defjvp
 def _softmax_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     (a,), (t,) = primals, tangents
-    return _softmax(a, axes), centring.of_shares(a, centring.row_of(a, axes), t, axes)
+    p, row = _softmax(a, axes)
+    return (p, row), (centring.of_shares(a, row, t, axes), centring.constant(row))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -38,7 +41,7 @@ def _log_softmax_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     return _log_softmax(a, axes), centring.of_log(a, centring.row_of(a, axes, False), t, axes)
 
 
-_compiled_softmax = jax.jit(_softmax, static_argnums=1)
+_compiled_softmax = jax.jit(lambda a, axes: _softmax(a, axes)[0], static_argnums=1)
 _compiled_log_softmax = jax.jit(_log_softmax, static_argnums=1)
 
 
