@@ -36,19 +36,8 @@ def expm1(x: Array) -> Array:
 _LN2 = float(Fraction(words.LN2))
 
 
-def _exp2_value(x: Array, factor: float = 1.0) -> Array:
-    limit = 1.5 * float(jnp.finfo(x.dtype).maxexp)
-    x = jnp.clip(x, -limit, limit)
-    k = jnp.round(x)
-    r = x - k
-    first, second = words.constant(words.LN2, x)
-    shift, a, b = words.exp_words(r * first, r * second)
-    whole = jnp.where(jnp.isnan(x), 0.0, k).astype(jnp.int32)
-    return words.scale(factor * (1 + (a + b)), whole + shift)
-
-
-_exp2_second = elementwise()(lambda x: _exp2_value(x, _LN2**2))
-_exp2_first = elementwise(_exp2_second)(lambda x: _exp2_value(x, _LN2))
+_exp2_second = elementwise()(lambda x: words.exp2(x, _LN2**2))
+_exp2_first = elementwise(_exp2_second)(lambda x: words.exp2(x, _LN2))
 
 
 @elementwise(_exp2_first)
@@ -62,7 +51,7 @@ def exp2(x: Array) -> Array:
     >>> print(st.exp2(-126.0) == 2.0**-126)
     True
     """
-    return _exp2_value(x)
+    return words.exp2(x)
 
 
 def _exprel(x: Array, order: int) -> Array:
@@ -153,4 +142,4 @@ def cexpexp(x: Array) -> Array:
     >>> print(st.cexpexp(-40.0))
     4.248354e-18
     """
-    return -words.expm1(-words.exp(x))
+    return words.decayed(-words.exp(x))

@@ -96,8 +96,9 @@ def _log1psq_second(x: Array) -> Array:
     far = jnp.abs(x) > _FAR
     y = jnp.where(far, 1.0, x)
     high, low = words.square(y)
-    d = 1 + high + low
-    return jnp.where(far, -2 * (1 / x) * (1 / x), 2 * (1 - y) * (1 + y) / (d * d))
+    d, error = words.two_sum(high, words.opaque(1.0, x))
+    near = 2 * (1 - y) * (1 + y) / (d * d)
+    return jnp.where(far, -2 * (1 / x) * (1 / x), near - near * (2 * (error + low) / d))
 
 
 @elementwise(elementwise(elementwise()(_log1psq_second))(_log1psq_first))

@@ -9,28 +9,33 @@ from ._elementwise import elementwise
 from ._exponential import expm1
 
 
+def _mirrored(x: Array, low: Array | float) -> Array | float:
+    """The low word of -|x|."""
+    return -jnp.sign(x) * low if isinstance(low, Array) else 0.0
+
+
 def sigmoid_words(x: Array, low: Array | float = 0.0) -> Array:
     """1/(1 + exp(-x - low)), by the exponential that does not overflow."""
-    e = words.exp(-jnp.abs(x), -jnp.sign(x) * low)
+    e = words.decay(-jnp.abs(x), _mirrored(x, low))
     return jnp.where(x < 0, e, 1.0) / (1 + e)
 
 
 def sigmoid_slope(x: Array, low: Array | float = 0.0) -> Array:
     """The derivative of the sigmoid, e/(1 + e)² with e = exp(-|x|): even, and without 1 - sigmoid."""
-    e = words.exp(-jnp.abs(x), -jnp.sign(x) * low)
+    e = words.decay(-jnp.abs(x), _mirrored(x, low))
     return e / jnp.square(1 + e)
 
 
 def tanh_value(x: Array) -> Array:
     """tanh x by expm1(-2|x|)."""
-    m = words.expm1(-2 * jnp.abs(x))
-    return jnp.where(x == 0, x, jnp.sign(x) * (-m / (2 + m)))
+    m = words.decayed(-2 * jnp.abs(x))
+    return jnp.where(x == 0, x, jnp.sign(x) * (m / (2 - m)))
 
 
 def softplus_words(x: Array, low: Array | float = 0.0) -> Array:
     """log(1 + exp(x + low))."""
     return jnp.maximum(x, 0.0) + (
-        words.log1p(words.exp(-jnp.abs(x), -jnp.sign(x) * low)) + jnp.maximum(jnp.sign(x), 0) * low
+        words.log1p(words.decay(-jnp.abs(x), _mirrored(x, low))) + jnp.maximum(jnp.sign(x), 0) * low
     )
 
 
@@ -39,11 +44,11 @@ def sigmoid_curvature(x: Array, factor: float = 1.0) -> Array:
 
     What 1 + e rounds away enters to first order.
     """
-    e = words.exp(-jnp.abs(x))
+    e = words.decay(-jnp.abs(x))
     one = words.opaque(1.0, x)
     u = one + e
     lost = ((one - u) + e) / u
-    numerator = words.exp(-jnp.abs(x), factor=factor * jnp.sign(x) * words.expm1(-jnp.abs(x)))
+    numerator = words.exp(-jnp.abs(x), factor=-factor * jnp.sign(x) * words.decayed(-jnp.abs(x)))
     return (numerator - 3 * lost * numerator) / (u * u * u)
 
 
@@ -98,16 +103,16 @@ def log_sigmoid(x: Array) -> Array:
 
 def _times_sigmoid(factor: Array, x: Array) -> Array:
     """factor · sigmoid(x), where |factor| grows as |x| at most: 0 at -inf."""
-    negative = x < 0
+    y = -jnp.abs(x)
     bounded = jnp.clip(factor, -1e4, 1e4)  # exp(x) is 0 long before x is -10⁴
-    numerator = jnp.where(negative, words.exp(x, factor=bounded), factor)
-    return numerator / (1 + words.exp(-jnp.abs(x)))
+    numerator = jnp.where(x < 0, words.exp(y, factor=bounded), factor)
+    return numerator / (1 + words.decay(y))
 
 
 def _silu_second(x: Array) -> Array:
     y = -jnp.abs(x)
     bounded = jnp.clip(2 + y * tanh_value(-0.5 * y), -1e4, 1e4)
-    return words.exp(y, factor=bounded) / jnp.square(1 + words.exp(y))
+    return words.exp(y, factor=bounded) / jnp.square(1 + words.decay(y))
 
 
 def _silu_first(x: Array) -> Array:

@@ -109,6 +109,7 @@ def polynomial(x: Array, coefficients: Sequence[float]) -> Array:
 
 
 def _power_of_two(k: Array, dtype) -> Array:
+    """2ᵏ of a normal exponent; 0 of the one below."""
     integer, mantissa, bias = (jnp.int32, 23, 127) if dtype == jnp.float32 else (jnp.int64, 52, 1023)
     return lax.bitcast_convert_type((k.astype(integer) + bias) << mantissa, dtype)
 
@@ -126,7 +127,7 @@ def _reduce(x: Array) -> tuple[Array, Array, Array]:
     k = jnp.round(x * (1 / float(Fraction(LN2))))
     first, second, third = _split_constant(LN2, np.dtype(x.dtype), (bits, bits, bits))
     r, error = two_sum(x - k * first, -(k * second))
-    return jnp.where(jnp.isnan(x), 0.0, k).astype(jnp.int32), r, error - k * third
+    return k.astype(jnp.int32), r, error - k * third
 
 
 def _factorials(start: int, like: Array) -> list[float]:
@@ -149,23 +150,66 @@ def exp_words(x: Array, low: Array | float = 0.0) -> tuple[Array, Array, Array]:
     return k, a, b
 
 
+def _reduce_to_one_word(x: Array) -> tuple[Array, Array]:
+    """k and r with x = k ln 2 + r, rounded: a quarter of an ulp of the exponential."""
+    bound, bits, rest = (160.0, 14, 24) if x.dtype == jnp.float32 else (1200.0, 40, 53)
+    x = jnp.clip(x, -bound, bound)
+    k = jnp.round(x * (1 / float(Fraction(LN2))))
+    first, second = _split_constant(LN2, np.dtype(x.dtype), (bits, rest))
+    return k.astype(jnp.int32), (x - k * first) - k * second
+
+
+def _fraction(r: Array) -> Array:
+    """exp(r) - 1 for |r| ≤ ln(2)/2."""
+    return r + r * r * polynomial(r, _factorials(2, r))
+
+
+def _parts(x: Array, low: Array | float) -> tuple[Array, Array]:
+    """k and m with exp(x + low) = 2ᵏ m, m near 1; `low` is at most an ulp of `x`."""
+    k, r = _reduce_to_one_word(x)
+    p = _fraction(r)
+    if isinstance(low, Array):
+        p = p + low * (1 + p)
+    return k, 1 + p
+
+
 def exp(x: Array, low: Array | float = 0.0, factor: Array | float = 1.0) -> Array:
     """factor · exp(x + low), where `low` is at most an ulp of `x`; the exponential by itself may underflow."""
-    k, r, error = _reduce(x)
-    q = r * r * polynomial(r, _factorials(2, r))
-    p = r + (q + (error + low) * (1 + (r + q)))
-    return scale(factor * (1 + p), k)
+    k, m = _parts(x, low)
+    return scale(factor * m, k)
+
+
+def decay(x: Array, low: Array | float = 0.0) -> Array:
+    """exp(x + low) for x ≤ 0: one power of two, which is 0 where the exponential is below the normal numbers."""
+    k, m = _parts(x, low)
+    least = int(jnp.finfo(x.dtype).minexp) - 1
+    return m * _power_of_two(jnp.maximum(k, least), x.dtype)
+
+
+def exp2(x: Array, factor: float = 1.0) -> Array:
+    """factor · 2ˣ: the integer part of x is split off, exactly, and the rest multiplied by ln 2."""
+    limit = 1.5 * float(jnp.finfo(x.dtype).maxexp)
+    x = jnp.clip(x, -limit, limit)
+    k = jnp.round(x)
+    first, second = constant(LN2, x)
+    p = _fraction((x - k) * first) + (x - k) * second
+    return scale(factor * (1 + p), k.astype(jnp.int32))
 
 
 def expm1(x: Array) -> Array:
     """exp(x) - 1, without cancellation: 2ᵏ (e^r - 1) + (2ᵏ - 1), where the difference in brackets is exact."""
-    k, r, error = _reduce(x)
-    q = r * r * polynomial(r, _factorials(2, r)) + error
+    k, r = _reduce_to_one_word(x)
+    p = _fraction(r)
     limit = int(jnp.finfo(x.dtype).nmant) + 2
     power = _power_of_two(jnp.clip(k, -limit, limit), x.dtype)
-    s, lost = two_sum(power - 1, power * r)
-    near = jnp.where(k == 0, jnp.where(x == 0, x, r + q), s + (lost + power * q))
-    return jnp.where(k > limit, scale(1 + (r + q), k), near)
+    return jnp.where(k > limit, scale(1 + p, k), jnp.where(x == 0, x, power * p + (power - 1)))
+
+
+def decayed(x: Array) -> Array:
+    """1 - exp(x) for x ≤ 0, as `expm1`."""
+    k, r = _reduce_to_one_word(x)
+    power = _power_of_two(jnp.maximum(k, -int(jnp.finfo(x.dtype).nmant) - 2), x.dtype)
+    return (1 - power) - power * _fraction(r)
 
 
 def log1p_words(x: Array) -> tuple[Array, Array, Array]:
