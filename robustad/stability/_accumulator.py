@@ -42,7 +42,7 @@ class Accumulator:
     4.0 3.0
     """
 
-    digits: Array
+    digits: Array  # last axis, so that leading axes may be mapped, stacked and scanned over
     tangent: Array  # zeros, which only carry derivatives: integers have none
     dtype: np.dtype = field(metadata={"static": True})
 
@@ -53,7 +53,7 @@ class Accumulator:
         if dtype not in FORMATS:
             raise TypeError(f"Accumulator.init: `dtype` is {dtype}; expected float16, bfloat16, float32 or float64.")
         zeros = jnp.zeros(shape, dtype)
-        return cls(jnp.zeros((_digits.limbs(_digits.storage(dtype)) + 2, *zeros.shape), np.int32), zeros, dtype)
+        return cls(jnp.zeros((*zeros.shape, _digits.limbs(_digits.storage(dtype)) + 2), np.int32), zeros, dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class Accumulator:
         """Add the elements of `x`, summed over `axis`: by default over the leading axes that the accumulator has not.
 
         Raises:
-            TypeError: `x` has more precision than the accumulator.
+            TypeError: `x` is float64 and the accumulator is not, or the other way about: their digits have other units.
             ValueError: what is left of the shape of `x` is not that of the accumulator.
         """
         x = floating("Accumulator.add", x)
@@ -80,7 +80,7 @@ class Accumulator:
                 f"{self.shape}. Give the axes to sum over as `axis`."
             )
         x = masked(x, where)
-        digits = order_free_digits(lax.stop_gradient(x), axes=axes)
+        digits = jnp.moveaxis(order_free_digits(lax.stop_gradient(x), axes=axes), 0, -1)
         return self._with(_merged(self.digits, digits), self.tangent + order_free_zero(x, axes, self.dtype))
 
     def merge(self, other: Accumulator) -> Accumulator:
@@ -114,27 +114,38 @@ def names(axis_name: AxisName) -> tuple:
     return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
 
 
+def _first(digits: Array) -> Array:
+    return lax.transpose(digits, [digits.ndim - 1, *range(digits.ndim - 1)])
+
+
+def _last(digits: Array) -> Array:
+    return lax.transpose(digits, [*range(1, digits.ndim), 0])
+
+
 @jax.jit  # one operation where nothing else is compiled
 @_digits.wide
 def _merged(a: Array, b: Array) -> Array:
-    return _exact.merged(a, b)
+    return _last(_exact.merged(_first(a), _first(b)))
 
 
 @functools.partial(jax.jit, static_argnames="name")
 @_digits.wide
 def _over_devices(digits: Array, name: AxisName) -> Array:
+    digits = _first(digits)
     if lax.axis_size(name) <= _digits.SUMMANDS:
-        return _exact.normal(lax.psum(digits, name))
+        return _last(_exact.normal(lax.psum(digits, name)))
     low, high = (lax.psum(part, name) for part in (digits & np.int32(0xFFF), digits >> np.int32(12)))
-    return _exact.normal(
-        lax.convert_element_type(low, np.int64) + (lax.convert_element_type(high, np.int64) << np.int64(12))
+    return _last(
+        _exact.normal(
+            lax.convert_element_type(low, np.int64) + (lax.convert_element_type(high, np.int64) << np.int64(12))
+        )
     )
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
 @_digits.wide
 def _rounded(digits: Array, dtype: np.dtype) -> Array:
-    return _exact.float_of(digits, dtype)
+    return _exact.float_of(_first(digits), dtype)
 
 
 # ---- derivatives ride on an array of zeros beside the digits

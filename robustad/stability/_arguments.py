@@ -24,6 +24,19 @@ def real_or_complex(function: Callable[[Array], Array], x: Array) -> Array:
     return function(x)
 
 
+def integers(name: str, x: ArrayLike, argument: str) -> Array:
+    """Indices as int32: one that int32 cannot hold is out of range of every array here."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name}: `{argument}` has dtype {x.dtype}; expected integers.")
+    limits, own = np.iinfo(np.int32), jnp.iinfo(x.dtype)
+    if own.max > limits.max:
+        x = jnp.minimum(x, x.dtype.type(limits.max))
+    if own.min < limits.min:
+        x = jnp.maximum(x, x.dtype.type(limits.min))
+    return x.astype(np.int32)
+
+
 def real_part_of(dtype: DTypeLike) -> np.dtype:
     """Of a complex dtype that of its parts."""
     return np.dtype(jnp.finfo(dtype).dtype)

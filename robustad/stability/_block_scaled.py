@@ -26,8 +26,9 @@ def block_scaled_sum(
         where: a mask that broadcasts to the shape of `x`: which terms count.
 
     Returns:
-        `(m, k)`: `m` in the dtype of `x`, `k` int32. A sum of 0 is (0, 0); a sum that is infinite or NaN is `(sum, 0)`. The
-        tangent of `m` is the sum of the tangents times $2^{-k}$, so that $m \, 2^k$ has the tangent of the sum.
+        `(m, k)`: `m` in the dtype of `x` (float32 for narrower floats), `k` int32. A sum of 0 is (0, 0); a sum that is
+        infinite or NaN is `(sum, 0)`. The tangent of `m` is the sum of the tangents times $2^{-k}$, so that $m \, 2^k$ has
+        the tangent of the sum.
 
     Raises:
         TypeError: for complex `x`.
@@ -42,19 +43,20 @@ def block_scaled_sum(
     if jnp.iscomplexobj(x):
         raise TypeError(f"block_scaled_sum takes a real array, got {x.dtype}. Sum `x.real` and `x.imag`.")
     axes = axes_of("block_scaled_sum", axis, x.ndim)
-    dtype = x.dtype
-    x = masked(x if dtype == jnp.float64 else x.astype(jnp.float32), where)
+    x = masked(x if x.dtype == jnp.float64 else x.astype(jnp.float32), where)
     magnitude = jnp.abs(lax.stop_gradient(x))
     largest = jnp.max(jnp.where(jnp.isfinite(magnitude), magnitude, 0), axes, keepdims=True, initial=0)
     k = _exponent(largest)
     total = compensated_sum(_times_power(x, -k), axes, keepdims=True)
     more = _exponent(lax.stop_gradient(total))
     ordinary = jnp.isfinite(total) & (total != 0)
-    m = jnp.where(ordinary, _times_power(total, jnp.where(ordinary, -more, 0)), total)
+    # The exponent of a sum of 0 is 0: its mantissa then has the tangent of the sum.
+    rest = jnp.where(total == 0, _times_power(total, k), total)
+    m = jnp.where(ordinary, _times_power(total, jnp.where(ordinary, -more, 0)), rest)
     k = jnp.where(ordinary, k + more, 0)
     if not keepdims:
         m, k = jnp.squeeze(m, axes), jnp.squeeze(k, axes)
-    return m.astype(dtype), k
+    return m, k
 
 
 def _exponent(x: Array) -> Array:

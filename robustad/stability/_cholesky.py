@@ -42,6 +42,8 @@ def _semidefinite(a: Array) -> Array:
 
 
 def _factor(a: Array) -> Array:
+    if 0 in a.shape:
+        return a
     plain = lax.linalg.cholesky(a, symmetrize_input=False)
     definite = jnp.all(jnp.isfinite(plain), (-2, -1), keepdims=True)
     return lax.cond(jnp.all(definite), lambda: plain, lambda: jnp.where(definite, plain, _semidefinite(a)))

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from robustad.stability._arguments import axes_of, inexact, real_or_complex
 from robustad.stability._backend import require_error_free
 from robustad.stability._primitive import linear_primitive
-from robustad.stability._two_words import Words, add_words, finish_or_scale, rounded
+from robustad.stability._two_words import Words, add_words, finish_or_scale, from_float64, rounded
 
 
 def _kernel(x: Array, *, axis: int, reverse: bool) -> Array:
@@ -22,7 +22,7 @@ def _kernel(x: Array, *, axis: int, reverse: bool) -> Array:
     dtype = x.dtype
     with jax.enable_x64(True):
         total = lax.cumsum(lax.convert_element_type(x, jnp.float64), axis, reverse)
-        return lax.convert_element_type(total, dtype)
+        return from_float64(total, dtype)
 
 
 def two_word_cumsum_kernel(x: Array, *, axis: int, reverse: bool) -> Array:

@@ -15,6 +15,7 @@ from robustad.stability._primitive import linear_primitive
 from robustad.stability._two_words import (
     Words,
     finish_or_scale,
+    from_float64,
     rounded,
     sum_in_float64,
     sum_in_two_words,
@@ -45,7 +46,7 @@ def matmul_kernel(a: Array, b: Array) -> Array:
         else:
             a, b = (lax.convert_element_type(x, jnp.float64) for x in (a, b))
             result = lax.dot_general(a, b, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST)
-        return lax.convert_element_type(result, dtype)
+        return from_float64(result, dtype)
 
 
 def two_word_matmul_kernel(a: Array, b: Array) -> Array:

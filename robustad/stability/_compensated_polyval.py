@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from robustad.stability._backend import require_error_free
 from robustad.stability._compensated_sum import compensated_sum
 from robustad.stability._error_free import two_prod_kernel, two_sum_guarded
-from robustad.stability._two_words import Words, rounded
+from robustad.stability._two_words import Words, from_float64, rounded
 
 
 def compensated_polyval(p: ArrayLike, x: ArrayLike) -> Array:
@@ -113,7 +113,7 @@ def _float64_or_two_words(order: int, p: Array, x: Array) -> Array:
             return total * x + lax.broadcast_in_dim(c, x.shape, range(x.ndim)) * weight, None
 
         total, _ = lax.scan(step, lax.full_like(x, 0), (lax.slice_in_dim(p, 0, len(weights)), jnp.asarray(weights)))
-        return lax.convert_element_type(total, dtype)
+        return from_float64(total, dtype)
 
 
 def _two_words(order: int, p: Array, x: Array) -> Array:

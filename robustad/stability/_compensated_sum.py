@@ -26,6 +26,7 @@ from robustad.stability._sum_primitive import sum_primitive
 from robustad.stability._two_words import (
     Words,
     finish_or_scale,
+    from_float64,
     merge_axes,
     rounded,
     sum_in_float64,
@@ -44,7 +45,7 @@ def sum_kernel(x: Array, *count: Array, axes: Axes, dtype: np.dtype) -> Array:
         total = sum_in_float64(lambda v: lax.convert_element_type(v, jnp.float64), [x], merged)
         for n in count:
             total = total / lax.convert_element_type(n, jnp.float64)
-        return lax.convert_element_type(total, dtype)
+        return from_float64(total, dtype)
 
 
 def two_word_sum_kernel(x: Array, *count: Array, axes: Axes, dtype: np.dtype) -> Array:

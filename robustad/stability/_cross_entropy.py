@@ -3,16 +3,19 @@ r"""Cross-entropies of logits, with gradients p - y that do not cancel."""
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
+
+from robustad import _jaxpr
 
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._arguments import Axes, axes_of
+from ._arguments import Axes, axes_of, integers
 from ._logistic import log1pexp
 from ._normalizer import MOST
 from ._softmax import log_softmax
@@ -95,16 +98,22 @@ def _hard_loss_and_gradient_jvp(axis: int, primals: tuple[Array, Array], tangent
 
 
 @jax.custom_jvp
-def _weighted_nats(y: Array, log_p: Array) -> Array:
-    """-y log p, 0 where y is 0, also where log p is -inf."""
-    return jnp.where(y == 0, 0, -y * log_p)
+def _weighted(weight: Array, nats: Array) -> Array:
+    """weight · nats, 0 where the weight is 0, also where the nats are infinite."""
+    return jnp.where(weight == 0, 0, weight * nats)
 
 
-_weighted_nats.defjvps(lambda t, out, y, log_p: -log_p * t, lambda t, out, y, log_p: -y * t)
+def _weighted_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (weight, nats), (dw, dn) = primals, tangents
+    terms = [x * t for x, t in ((nats, dw), (weight, dn)) if not isinstance(t, SymbolicZero)]
+    return _weighted(weight, nats), functools.reduce(jnp.add, terms)
+
+
+_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
 
 
 def _soft_loss(a: Array, y: Array, axes: Axes) -> Array:
-    return jnp.sum(_weighted_nats(y, log_softmax(a, axes)), axes, keepdims=True)
+    return jnp.sum(_weighted(y, -log_softmax(a, axes)), axes, keepdims=True)
 
 
 def _uniform_loss(a: Array, axis: int) -> Array:
@@ -167,8 +176,8 @@ def softmax_cross_entropy(
     4.248354e-18 [-4.248354e-18  4.248354e-18  0.000000e+00]
     """
     a, dtype = normalizer.working("softmax_cross_entropy", logits)
-    (i,) = axes_of("softmax_cross_entropy", axis, a.ndim)
     a = normalizer.masked(a, where)
+    (i,) = axes_of("softmax_cross_entropy", axis, a.ndim)
     y = jnp.asarray(labels)
     hard = jnp.issubdtype(y.dtype, jnp.integer)
     rows = a.shape[:i] + a.shape[i + 1 :]
@@ -181,6 +190,11 @@ def softmax_cross_entropy(
             f"softmax_cross_entropy: `labels` have shape {y.shape}, expected {expected} ({kind}), with `logits` of shape "
             f"{a.shape} and `axis` {axis}. Convert one-hot integers to a float dtype."
         )
+    if _jaxpr.is_traced(label_smoothing):
+        raise TypeError(
+            "softmax_cross_entropy: `label_smoothing` is traced; expected a number. Pass it as a static argument, or mix "
+            "two losses."
+        )
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"softmax_cross_entropy: `label_smoothing` is {label_smoothing}, expected a number in [0, 1].")
     if ignore_index is not None and not hard:
@@ -188,22 +202,13 @@ def softmax_cross_entropy(
             "softmax_cross_entropy: `ignore_index` needs integer `labels`. Give rows to ignore probabilities 0 instead."
         )
     ignored = None if ignore_index is None else y == ignore_index
-    y = y if hard else y.astype(a.dtype)
+    y = integers("softmax_cross_entropy", y, "labels") if hard else y.astype(a.dtype)
     return _loss(a, y, ignored, axis=i, smoothing=float(label_smoothing), hard=bool(hard)).astype(dtype)
-
-
-@jax.custom_jvp
-def _zero_times(weight: Array, nats: Array) -> Array:
-    """weight · nats, 0 where the weight is 0, also where the nats are infinite."""
-    return jnp.where(weight == 0, 0, weight * nats)
-
-
-_zero_times.defjvps(lambda t, out, w, nats: nats * t, lambda t, out, w, nats: w * t)
 
 
 @jax.jit
 def _binary(x: Array, y: Array) -> Array:
-    return _zero_times(y, log1pexp(-x)) + _zero_times(1 - y, log1pexp(x))
+    return _weighted(y, log1pexp(-x)) + _weighted(1 - y, log1pexp(x))
 
 
 def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:

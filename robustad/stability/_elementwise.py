@@ -1,6 +1,7 @@
 """Functions of each element, with their partial derivatives given as functions of the same kind."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -16,7 +17,8 @@ def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callabl
     `partials` holds the derivative in each argument; each is itself an `elementwise` function, so that derivatives of
     second order come from formulas too. Without partials the formula itself is differentiated.
 
-    Arguments are promoted and broadcast as by `jax.numpy`; float16 and bfloat16 are computed in float32 and rounded once.
+    Arguments are positional, promoted and broadcast as by `jax.numpy`, but that integers become the default float and that
+    the result of Python scalars is not weakly typed; float16 and bfloat16 are computed in float32 and rounded once.
     An argument that carries no tangent contributes nothing, whatever its partial derivative is there.
     """
 
@@ -43,10 +45,17 @@ def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callabl
             twin.defjvp(jvp, symbolic_zeros=True)
             rule = twin
 
+        kind, given = inspect.Parameter.POSITIONAL_ONLY, inspect.signature(formula).parameters.values()
+        names = [inspect.Parameter(p.name, kind) for p in given if p.default is inspect.Parameter.empty]
+
         @functools.wraps(formula)
         def function(*args: ArrayLike) -> Array:
+            if len(args) != len(names):
+                expected = ", ".join(parameter.name for parameter in names)
+                raise TypeError(f"{formula.__name__} takes {len(names)} arrays ({expected}), got {len(args)}.")
             return rule(*_promote(formula.__name__, args))
 
+        function.__signature__ = inspect.Signature(names)  # pyright: ignore[reportAttributeAccessIssue]
         return function
 
     return decorate

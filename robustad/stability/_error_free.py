@@ -64,6 +64,7 @@ def opaque(x: Array) -> Array:
     return rounded_once(lax.optimization_barrier(x))
 
 
+@jax.custom_jvp
 def rounded_once(x: Array) -> Array:
     """x, rounded to its dtype: no product is contracted through it. Unlike `opaque` it can be fused with its neighbours.
 
@@ -78,6 +79,9 @@ def rounded_once(x: Array) -> Array:
     else:
         pattern = lax.min(pattern, pattern.dtype.type(2 ** (bits - 1) - 2))
     return lax.bitcast_convert_type(pattern, x.dtype)
+
+
+rounded_once.defjvp(lambda primals, tangents: (rounded_once(*primals), tangents[0]))
 
 
 def _split(a: Array, drop: int, largest: float) -> tuple[Array, Array]:

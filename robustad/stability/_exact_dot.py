@@ -29,7 +29,7 @@ def dots(a: Array, b: Array, slices: int | None, float64: bool) -> Array:
     if 0 in (batch, m, n, k):
         return lax.full((batch, m, n), 0, dtype)
     if k == 1:  # as in the gradient of a dot of vectors: one product, and no sum
-        return a.reshape(batch, m, 1) * b.reshape(batch, 1, n)
+        return _products(a.reshape(batch, m, 1), b.reshape(batch, 1, n), float64)
     if slices is not None and m * n > 1 and float64:
         return _by_slices(a, b, slices, dtype)
 
@@ -37,6 +37,17 @@ def dots(a: Array, b: Array, slices: int | None, float64: bool) -> Array:
     if m * n == 1 or batch * m == 1:
         return rows(a.reshape(batch * m, k), b.reshape(batch * n, k)).reshape(batch, m, n)
     return lax.map(lambda pair: lax.map(lambda row: rows(row[None], pair[1]), pair[0]), (a, b))
+
+
+def _products(a: Array, b: Array, float64: bool) -> Array:
+    """Rounded once; subnormal float32, which the hardware may flush, as integers."""
+    if a.dtype != np.float32 or not float64:
+        return a * b
+    x = _float64(a) * _float64(b)
+    size = lax.convert_element_type(lax.round(lax.abs(x) * 2.0**149, lax.RoundingMethod.TO_NEAREST_EVEN), np.int32)
+    pattern = lax.select(x < 0, size | np.int32(-(2**31)), size)
+    small = lax.bitcast_convert_type(pattern, np.float32)
+    return lax.select(lax.abs(x) < 2.0**-126, small, lax.convert_element_type(x, np.float32))
 
 
 def _float64(x: Array) -> Array:

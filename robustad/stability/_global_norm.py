@@ -9,7 +9,7 @@ from jax import Array
 
 from robustad._jaxpr import varying_alike
 from robustad.stability import _exact_dot
-from robustad.stability._arguments import floating
+from robustad.stability._arguments import floating, wider
 from robustad.stability._order_free import kernels
 from robustad.stability._primitive import batch_first, linear_primitive
 from robustad.stability._reproducible_dot import reproducible_dot
@@ -42,7 +42,7 @@ def reproducible_global_norm(tree: Any) -> Array:
     leaves = [floating("reproducible_global_norm", leaf, "tree") for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.zeros(())
-    dtype = functools.reduce(jnp.promote_types, (leaf.dtype for leaf in leaves))
+    dtype = functools.reduce(wider, (leaf.dtype for leaf in leaves))
     return _norm(jnp.concatenate(varying_alike(*(leaf.astype(dtype).reshape(-1) for leaf in leaves))))
 
 

@@ -118,7 +118,9 @@ def _expectation(a: Array, b: Array, value: Array, da: Array, db: Array) -> Arra
 def _ties(a: Array, b: Array, value: Array) -> Array:
     """How many terms are infinite."""
     count = lax.scan(
-        lambda n, x: (n + (x[0] + x[1] == jnp.inf), None), jnp.zeros_like(value), lax.stop_gradient(_steps(a, b))
+        lambda n, x: (n + (x[0] + x[1] == jnp.inf).astype(n.dtype), None),
+        jnp.zeros_like(value),
+        lax.stop_gradient(_steps(a, b)),
     )[0]
     return jnp.maximum(count, 1)
 

@@ -8,6 +8,7 @@ largest term: around the mode of a density with large parameters (a beta density
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 
@@ -30,29 +31,31 @@ _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 def _density(function: Callable[..., Array]) -> Callable[..., Array]:
     """Promotes and broadcasts the arguments; float16 and bfloat16 are computed in float32."""
 
-    compiled = jax.jit(function)
+    compiled, signature = jax.jit(function), inspect.signature(function)
 
     @functools.wraps(function)
     def density(*args: ArrayLike, **kwargs: ArrayLike) -> Array:
-        names = function.__code__.co_varnames[: function.__code__.co_argcount]
-        defaults = dict(zip(names[::-1], (function.__defaults__ or ())[::-1]))
-        given = {**defaults, **dict(zip(names, args)), **kwargs}
-        if unknown := set(given) - set(names):
-            raise TypeError(
-                f"{function.__name__}: no argument {', '.join(sorted(unknown))}; it takes {', '.join(names)}."
-            )
-        if missing := [name for name in names if name not in given]:
-            raise TypeError(f"{function.__name__}: `{missing[0]}` is missing.")
-        dtype = jnp.result_type(*(given[name] for name in names))
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise TypeError(f"{function.__name__} takes real arrays, got {dtype}.")
-        if not jnp.issubdtype(dtype, jnp.floating):
-            dtype = jnp.result_type(float)
-        wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-        values = jnp.broadcast_arrays(*(jnp.asarray(given[name], dtype).astype(wide) for name in names))
-        return compiled(*values).astype(dtype)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}: {error}; it takes {', '.join(signature.parameters)}.") from None
+        bound.apply_defaults()
+        values, dtype = _floats(function.__name__, *bound.arguments.values())
+        return compiled(*jnp.broadcast_arrays(*values)).astype(dtype)
 
     return density
+
+
+def _floats(name: str, *args: ArrayLike) -> tuple[list[Array], jnp.dtype]:
+    """The arguments in the dtype to compute in, and that of the result; counts may always be integers."""
+    floating = [x for x in args if not jnp.issubdtype(jnp.result_type(x), jnp.integer)]
+    dtype = jnp.result_type(*floating) if floating else jnp.result_type(float)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name} takes real arrays, got {dtype}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+    return [jnp.asarray(x, dtype).astype(wide) for x in args], dtype
 
 
 def _inside(condition: Array, value: Callable[..., Array], *args: Array) -> Array:
@@ -60,10 +63,13 @@ def _inside(condition: Array, value: Callable[..., Array], *args: Array) -> Arra
     return safe_where(condition | nan, value, lambda *xs: jnp.full_like(xs[0], -jnp.inf), *args)
 
 
-def _positive(*parameters: Array) -> Array:
-    """0, or NaN where a parameter is not positive."""
-    valid = functools.reduce(jnp.logical_and, [p > 0 for p in parameters])
-    return jnp.where(valid, 0.0, jnp.nan).astype(parameters[0].dtype)
+def _where_valid(*conditions: Array) -> Array:
+    """0, or NaN where a parameter is outside its domain: a term that is added last, outside the support too."""
+    return jnp.where(functools.reduce(jnp.logical_and, conditions), 0.0, jnp.nan)
+
+
+def _is_probability(p: Array) -> Array:
+    return (p >= 0) & (p <= 1)
 
 
 @_density
@@ -124,7 +130,7 @@ def t_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array
     """
     ratio = divide(divide(x - loc, scale), sqrt(df))
     constant = log_gamma_half_step(0.5 * df) - 0.5 * log(0.5 * df) - _LOG_ROOT_2_PI - log(scale)
-    return constant - 0.5 * (df + 1) * log1psq(ratio) + _positive(df)
+    return constant - 0.5 * (df + 1) * log1psq(ratio) + _where_valid(df > 0, scale > 0)
 
 
 @_density
@@ -135,7 +141,8 @@ def uniform_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # 
     >>> print(st.uniform_logpdf(1.0, 0.0, 2.0), st.uniform_logpdf(3.0, 0.0, 2.0))
     -0.6931472 -inf
     """
-    return _inside((x >= loc) & (x <= loc + scale), lambda x, scale: -log(scale) + 0 * x, x, scale)
+    value = _inside((x >= loc) & (x <= loc + scale), lambda x, scale: -log(scale) + 0 * x, x, scale)
+    return value + _where_valid(scale > 0)
 
 
 @_density
@@ -147,7 +154,8 @@ def expon_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # py
     >>> print(jax.grad(st.expon_logpdf)(0.0), jax.grad(st.expon_logpdf)(-1.0))
     -1.0 0.0
     """
-    return _inside(x >= loc, lambda x, loc, scale: -divide(x - loc, scale) - log(scale), x, loc, scale)
+    value = _inside(x >= loc, lambda x, loc, scale: -divide(x - loc, scale) - log(scale), x, loc, scale)
+    return value + _where_valid(scale > 0)
 
 
 @_density
@@ -162,9 +170,9 @@ def gamma_logpdf(x: Array, a: Array, loc: Array = 0.0, scale: Array = 1.0) -> Ar
 
     def value(x: Array, a: Array, loc: Array, scale: Array) -> Array:
         z = divide(x - loc, scale)
-        return xlogy(a - 1, z) - z - log_gamma(a) - log(scale) + _positive(a)
+        return xlogy(a - 1, z) - z - log_gamma(a) - log(scale)
 
-    return _inside(x >= loc, value, x, a, loc, scale)
+    return _inside(x >= loc, value, x, a, loc, scale) + _where_valid(a > 0, scale > 0)
 
 
 @_density
@@ -179,8 +187,8 @@ def chi2_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Ar
 
 
 @_density
-def beta_logpdf(x: Array, a: Array, b: Array) -> Array:
-    r"""Beta: :math:`(a - 1) \log x + (b - 1) \log(1 - x) - \log B(a, b)` on [0, 1].
+def beta_logpdf(x: Array, a: Array, b: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Beta: :math:`(a - 1) \log z + (b - 1) \log(1 - z) - \log B(a, b) - \log s` for z in [0, 1].
 
     >>> import jax
     >>> from robustad import stability as st
@@ -188,27 +196,31 @@ def beta_logpdf(x: Array, a: Array, b: Array) -> Array:
     0.6931472 1.0
     """
 
-    def value(x: Array, a: Array, b: Array) -> Array:
-        return xlogy(a - 1, x) + xlog1py(b - 1, -x) - log_beta(a, b) + _positive(a, b)
+    def value(x: Array, a: Array, b: Array, loc: Array, scale: Array) -> Array:
+        z = divide(x - loc, scale)
+        return xlogy(a - 1, z) + xlog1py(b - 1, -z) - log_beta(a, b) - log(scale)
 
-    return _inside((x >= 0) & (x <= 1), value, x, a, b)
+    inside = (x >= loc) & (x <= loc + scale)
+    return _inside(inside, value, x, a, b, loc, scale) + _where_valid(a > 0, b > 0, scale > 0)
 
 
 @_density
-def bernoulli_logpmf(k: Array, p: Array) -> Array:
-    r"""Bernoulli: log p for k = 1, log(1 - p) for k = 0.
+def bernoulli_logpmf(k: Array, p: Array, loc: Array = 0.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Bernoulli: log p for k = 1, log(1 - p) for k = 0, counted from loc.
 
     >>> import jax
     >>> from robustad import stability as st
     >>> print(st.bernoulli_logpmf(1, 1.0), jax.grad(st.bernoulli_logpmf, 1)(1.0, 1.0))
     0.0 1.0
     """
-    return _inside((k == 0) | (k == 1), lambda k, p: xlogy(k, p) + xlog1py(1 - k, -p), k, p)
+    k = k - loc
+    value = _inside((k == 0) | (k == 1), lambda k, p: xlogy(k, p) + xlog1py(1 - k, -p), k, p)
+    return value + _where_valid(_is_probability(p))
 
 
 @_density
-def binom_logpmf(k: Array, n: Array, p: Array) -> Array:
-    r"""Binomial: :math:`\log\binom nk + k \log p + (n - k) \log(1 - p)` for whole k from 0 to n.
+def binom_logpmf(k: Array, n: Array, p: Array, loc: Array = 0.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Binomial: :math:`\log\binom nk + k \log p + (n - k) \log(1 - p)` for whole k from 0 to n, counted from loc.
 
     >>> import jax
     >>> from robustad import stability as st
@@ -220,30 +232,25 @@ def binom_logpmf(k: Array, n: Array, p: Array) -> Array:
         choices = -log(n + 1) - log_beta(n - k + 1, k + 1)
         return jnp.where((k == 0) | (k == n), 0.0, choices) + xlogy(k, p) + xlog1py(n - k, -p)
 
-    return _inside((k >= 0) & (k <= n) & (k == jnp.floor(k)), value, k, n, p)
+    k = k - loc
+    return _inside((k >= 0) & (k <= n) & (k == jnp.floor(k)), value, k, n, p) + _where_valid(n >= 0, _is_probability(p))
 
 
 @_density
-def poisson_logpmf(k: Array, mu: Array) -> Array:
-    r"""Poisson: :math:`k \log μ - μ - \log k!` for whole k ≥ 0.
+def poisson_logpmf(k: Array, mu: Array, loc: Array = 0.0) -> Array:  # pyright: ignore[reportArgumentType]
+    r"""Poisson: :math:`k \log μ - μ - \log k!` for whole k ≥ 0, counted from loc.
 
     >>> import jax
     >>> from robustad import stability as st
     >>> print(st.poisson_logpmf(0, 0.0), jax.grad(st.poisson_logpmf, 1)(0.0, 0.0))
     0.0 -1.0
     """
-    value = lambda k, mu: xlogy(k, mu) - mu - log_gamma(k + 1)  # noqa: E731
-    return _inside((k >= 0) & (k == jnp.floor(k)), value, k, mu)
 
+    def value(k: Array, mu: Array) -> Array:
+        return xlogy(k, mu) - mu - log_gamma(k + 1)
 
-def _floats(name: str, *args: ArrayLike) -> tuple[list[Array], jnp.dtype]:
-    dtype = jnp.result_type(*args)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"{name} takes real arrays, got {dtype}.")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(float)
-    wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-    return [jnp.asarray(x, dtype).astype(wide) for x in args], dtype
+    k = k - loc
+    return _inside((k >= 0) & (k == jnp.floor(k)), value, k, mu) + _where_valid(mu >= 0)
 
 
 def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
@@ -253,7 +260,7 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
     formula in all n coordinates.
 
     Args:
-      x, alpha: real arrays with the n coordinates in the last axis.
+      x, alpha: real arrays with the n coordinates in the last axis (jax.scipy.stats has them in the first).
 
     Returns:
       An array without that axis.
@@ -275,14 +282,14 @@ def _dirichlet(x: Array, alpha: Array) -> Array:
     on_simplex = jnp.all(x >= 0, -1) & (jnp.abs(jnp.sum(x, -1) - 1) <= 4 * n * float(jnp.finfo(x.dtype).eps))
 
     def value(x: Array, alpha: Array) -> Array:
-        total = jnp.sum(xlogy(alpha - 1, x) - log_gamma(alpha) + _positive(alpha), -1)
+        total = jnp.sum(xlogy(alpha - 1, x) - log_gamma(alpha), -1)
         return total + log_gamma(jnp.sum(alpha, -1))
 
     def split(condition: Array) -> tuple[Array, Array]:
         taken = condition[..., None]
         return tuple(jnp.where(taken, z, lax.stop_gradient(z)) for z in (x, alpha))  # pyright: ignore[reportReturnType]
 
-    return jnp.where(on_simplex, value(*split(on_simplex)), -jnp.inf)
+    return jnp.where(on_simplex, value(*split(on_simplex)), -jnp.inf) + _where_valid(jnp.all(alpha > 0, -1))
 
 
 def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) -> Array:
@@ -303,6 +310,10 @@ def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) ->
     67.23968
     """
     (x, mean, cov), dtype = _floats("multivariate_normal_logpdf", x, mean, cov)
+    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
+        raise ValueError(
+            f"multivariate_normal_logpdf: `cov` has shape {cov.shape}; expected (..., n, n); see `norm_logpdf`."
+        )
     return _multivariate_normal(x, mean, cov).astype(dtype)
 
 

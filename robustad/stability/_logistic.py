@@ -5,8 +5,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _words as words
+from ._arguments import floating
 from ._elementwise import elementwise
-from ._exponential import expm1
 
 
 def _mirrored(x: Array, low: Array | float) -> Array | float:
@@ -133,6 +133,24 @@ def silu(x: Array) -> Array:
     return _times_sigmoid(x, x)
 
 
+def _left(x: Array, above: Array | float, below: Array) -> Array:
+    """`below` where x ≤ 0, or NaN."""
+    return jnp.where(x > 0, above, below)
+
+
+_elu_xx = elementwise()(lambda x, alpha: _left(x, 0.0, words.exp(jnp.minimum(x, 0.0), factor=alpha)))
+_elu_mixed = elementwise()(lambda x, alpha: _left(x, 0.0, words.decay(jnp.minimum(x, 0.0))))
+_elu_x = elementwise(_elu_xx, _elu_mixed)(lambda x, alpha: _left(x, 1.0, words.exp(jnp.minimum(x, 0.0), factor=alpha)))
+_elu_alpha = elementwise(_elu_mixed, elementwise()(lambda x, alpha: 0 * alpha))(
+    lambda x, alpha: _left(x, 0.0, -words.decayed(jnp.minimum(x, 0.0)))
+)
+
+
+@elementwise(_elu_x, _elu_alpha)
+def _elu(x: Array, alpha: Array) -> Array:
+    return _left(x, x, -alpha * words.decayed(jnp.minimum(x, 0.0)))
+
+
 def elu(x: ArrayLike, alpha: ArrayLike = 1.0) -> Array:
     r""":math:`x` above 0, :math:`\alpha (e^x - 1)` elsewhere.
 
@@ -147,12 +165,20 @@ def elu(x: ArrayLike, alpha: ArrayLike = 1.0) -> Array:
     >>> print(jax.grad(st.elu)(-40.0))
     4.248354e-18
     """
-    x = jnp.asarray(x)
-    positive = x > 0
-    return jnp.where(positive, x, alpha * expm1(jnp.where(positive, 0, x)))
+    return _elu(floating("elu", x), alpha)
 
 
-def selu(x: ArrayLike) -> Array:
+_SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+_selu_slope = _SELU_SCALE * _SELU_ALPHA
+
+_selu_second = elementwise()(lambda x: _left(x, 0.0, words.exp(jnp.minimum(x, 0.0), factor=_selu_slope)))
+_selu_first = elementwise(_selu_second)(
+    lambda x: _left(x, _SELU_SCALE, words.exp(jnp.minimum(x, 0.0), factor=_selu_slope))
+)
+
+
+@elementwise(_selu_first)
+def selu(x: Array) -> Array:
     """The scaled `elu` of self-normalising networks (Klambauer et al., 2017), with the constants of jax.nn.selu.
 
     >>> import jax
@@ -160,7 +186,7 @@ def selu(x: ArrayLike) -> Array:
     >>> print(jax.grad(st.selu)(-40.0))
     7.469028e-18
     """
-    return 1.0507009873554804934193349852946 * elu(x, 1.6732632423543772848170429916717)
+    return _left(x, _SELU_SCALE * x, -_selu_slope * words.decayed(jnp.minimum(x, 0.0)))
 
 
 def _logit_second(x: Array) -> Array:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, Axis, axes_of
+from ._arguments import Axes, Axis, axes_of, counted, masked
 from ._centring import Row, constant, of_mean, row_of, row_of_total
 from ._log_exp import logaddexp
 
@@ -54,16 +54,26 @@ def _weighted(a: Array, b: Array, axes: Axes) -> tuple[Array, Array]:
     return jnp.where(infinite, jnp.inf, c + lax.log(jnp.abs(s))), jnp.sign(s)
 
 
-@_weighted.defjvp
-def _weighted_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+def _weighted_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Any, Any]):
     (a, b), (da, db) = primals, tangents
     value, sign = _weighted(a, b, axes)
     # At a sum of 0 the derivatives are not defined if terms cancel; 0 if there is no term.
     empty = jnp.all((b == 0) | (a == -jnp.inf), axes, keepdims=True)
-    per_weight = sign * jnp.exp(a - jnp.where(empty, 0, value))
-    share = jnp.where(b == 0, 0, b * per_weight)
-    tangent = jnp.sum(share * da, axes, keepdims=True) + jnp.sum(per_weight * db, axes, keepdims=True)
-    return (value, sign), (jnp.where(empty, 0, tangent), jnp.zeros_like(sign))
+    # Infinite terms share the sum among themselves.
+    infinite, top = value == jnp.inf, a == jnp.inf
+    total = jnp.sum(jnp.where(top, b, 0), axes, keepdims=True)
+    among = jnp.where(top, 1 / jnp.where(total == 0, 1, total), 0)
+    per_weight = jnp.where(infinite, among, sign * jnp.exp(a - jnp.where(empty | infinite, 0, value)))
+    share = jnp.where(b == 0, 0, jnp.where(b == 0, 0, b) * jnp.where(b == 0, 0, per_weight))
+    terms = [jnp.sum(w * t, axes, keepdims=True) for w, t in ((share, da), (per_weight, db)) if not _is_zero(t)]
+    return (value, sign), (jnp.where(empty, 0, functools.reduce(jnp.add, terms)), jnp.zeros_like(sign))
+
+
+_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, SymbolicZero)
 
 
 _compiled_log_sum = jax.jit(log_sum, static_argnums=1)
@@ -136,7 +146,8 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=Non
         if where is not None:
             weights = jnp.where(where, weights, 0)
         axes = axes_of("logsumexp", axis, x.ndim)
-        value, sign = _compiled_weighted(normalizer.masked(x, where), weights, axes)
+        x, weights = normalizer.with_moderate_weights(normalizer.masked(x, where), weights)
+        value, sign = _compiled_weighted(x, weights, axes)
     value, sign = (y if keepdims else jnp.squeeze(y, axes) for y in (value, sign))
     if return_sign:
         return value.astype(dtype), sign.astype(dtype)
@@ -164,40 +175,35 @@ def logmeanexp(a: ArrayLike, axis: Axis = None, keepdims: bool = False, where: A
     999.3068
     """
     x, dtype = normalizer.working("logmeanexp", a)
-    if where is not None:
-        x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, jnp.shape(where)))
+    mask = None if where is None else jnp.asarray(where, bool)
+    if mask is not None:
+        x, mask = jnp.broadcast_arrays(x, mask)
     axes = axes_of("logmeanexp", axis, x.ndim)
-    if where is None:
-        count = jnp.full(
-            [1 if i in axes else n for i, n in enumerate(x.shape)], math.prod(x.shape[i] for i in axes), x.dtype
-        )
-    else:
-        count = jnp.sum(jnp.broadcast_to(where, x.shape), axes, keepdims=True, dtype=x.dtype)
-    value = _log_mean(normalizer.masked(x, where), count, axes)
+    value = _log_mean(normalizer.masked(x, mask), mask, axes)
     return (value if keepdims else jnp.squeeze(value, axes)).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _log_mean(a: Array, count: Array, axes: Axes) -> Array:
-    return _log_mean_of(a, count, axes)
+def _log_mean(a: Array, mask: Array | None, axes: Axes) -> Array:
+    return _log_mean_of(a, mask, axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _log_mean_of(a: Array, count: Array, axes: Axes) -> Array:
+def _log_mean_of(a: Array, mask: Array | None, axes: Axes) -> Array:
     m = normalizer.maximum(a, axes)
     d = jnp.where(a == m, 0, a - m)
     # log(1 + mean(exp(d) - 1)): the terms are not positive, so nothing cancels
-    lost = jnp.sum(jnp.where(d == -jnp.inf, -1, jnp.expm1(d)), axes, keepdims=True)
-    padded = a.size // max(1, m.size) - count
-    mean = (lost + padded) / count
+    lost = masked(jnp.where(d == -jnp.inf, -1, jnp.expm1(d)), mask)
+    count = jnp.expand_dims(counted(a, axes, mask), axes).astype(a.dtype)
+    mean = jnp.sum(lost, axes, keepdims=True) / count
     value = jnp.where(mean > -0.5, jnp.log1p(jnp.maximum(mean, -0.5)), jnp.log(1 + mean))
     return jnp.where(count == 0, jnp.nan, jnp.where(jnp.isinf(m), m, m + value))
 
 
 @_log_mean_of.defjvp
-def _log_mean_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Array, Array]):
-    (a, count), (t, _) = primals, tangents
-    return _log_mean_of(a, count, axes), of_mean(a, row_of(a, axes), t, axes)
+def _log_mean_jvp(axes: Axes, primals: tuple[Array, Array | None], tangents: tuple[Array, Any]):
+    (a, mask), (t, _) = primals, tangents
+    return _log_mean_of(a, mask, axes), of_mean(a, row_of(a, axes), t, axes)
 
 
 def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from jax.typing import ArrayLike
 
 from . import _words as words
 from ._arguments import Axes
+from ._significand import shifted, significand
 
 # One entry at most has more than half of the total. A little more, so that two rounded halves do not count.
 MOST = 0.51
@@ -51,7 +53,15 @@ def working(name: str, a: ArrayLike) -> tuple[Array, jnp.dtype]:
 
 
 def masked(a: Array, where: ArrayLike | None) -> Array:
+    """`a` with -inf where it does not count, in the shape of both: before its axes are counted."""
     return a if where is None else jnp.where(jnp.asarray(where, bool), a, jnp.asarray(-jnp.inf, a.dtype))
+
+
+def with_moderate_weights(a: Array, b: Array) -> tuple[Array, Array]:
+    """The same b exp(a), with |b| above 2³⁰ moved into the exponent by a power of two: terms have little room above."""
+    _, k = significand(b)
+    k = jnp.where(jnp.abs(b) > 2.0**30, k, 0)
+    return a + k.astype(a.dtype) * float(Fraction(words.LN2)), shifted(b, -k)
 
 
 def maximum(a: Array, axes: Axes) -> Array:

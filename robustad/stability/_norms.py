@@ -158,10 +158,11 @@ def norm(x: ArrayLike, ord: float | str | None = None, axis: Axis = None, keepdi
     Args:
       x: real or complex array.
       ord: p > 0, `inf` (the largest), `-inf` (the smallest), 0 (how many are not zero); None or "fro" for 2.
-      axis: the axes to reduce; None for all. Over several axes the norm is that of the flattened array, for `ord` 2 only.
+      axis: the axes to reduce; None for all. Over several axes, for `ord` None or "fro", the norm of the flattened array.
       keepdims: keep the reduced axes with size 1.
 
-    At zeros and ties the gradients for `ord` 1 and ±inf are JAX's.
+    At zeros and ties the gradients for `ord` 1 and ±inf are JAX's. For `ord` below 1 (2) the first (second) derivatives are
+    infinite at an element that is 0, and NaN may come of them.
 
     Returns:
       A real array in the precision of `x`; float16 and bfloat16 are computed in float32.

@@ -15,7 +15,7 @@ def _polar(x: Array, y: Array) -> tuple[Array, Array, Array, Array]:
     (a, b), (c, d) = words.square(shifted(x, -k)), words.square(shifted(y, -k))
     total, error = words.two_sum(a, c)
     square = total + (error + (b + d))
-    return jnp.sqrt(square), square, k, jnp.isinf(largest)
+    return jnp.sqrt(square), square, k, jnp.isinf(x) | jnp.isinf(y)
 
 
 def _cosine(x: Array, y: Array) -> Array:

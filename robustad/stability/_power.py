@@ -27,7 +27,7 @@ def log_words(x: Array) -> _Words:
     root = lax.bitcast_convert_type(np.sqrt(np.array(0.5, x.dtype)), integer)
     bits = lax.bitcast_convert_type(x, integer)
     k = (bits - root) >> mantissa
-    m = lax.bitcast_convert_type(bits - (k << mantissa), x.dtype)
+    m = words.scaled_down(x, k)
     one = opaque(jnp.ones_like(x))
     above, (below, rest) = m - one, two_sum_kernel(m, one)
     s = above / below

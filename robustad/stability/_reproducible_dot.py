@@ -1,5 +1,7 @@
 r"""Dot products and matrix products that no order of the terms can change."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -13,43 +15,45 @@ from robustad.stability._primitive import batch_first, linear_primitive
 def reproducible_dot(a: ArrayLike, b: ArrayLike, *, slices: int | None = None) -> Array:
     r"""The dot product of vectors, or `jnp.dot` of matrices and of stacks: exact sums of exact products, rounded once.
 
-    .. math:: \operatorname{fl}\Big(\sum_i a_i b_i\Big)
+        .. math:: \operatorname{fl}\Big(\sum_i a_i b_i\Big)
 
-    `jnp.dot` rounds every partial sum, in an order that depends on shapes, threads and devices. This has one result
-    for every order of the terms and every way to split or batch the call.
+        `jnp.dot` rounds every partial sum, in an order that depends on shapes, threads and devices. This has one result
+        for every order of the terms and every way to split or batch the call.
 
-    Args:
-        a, b: arrays; the last axis of `a` is summed with the only axis of `b`, or the last but one, as in `jnp.dot`.
-            One dtype of float16, bfloat16, float32 and float64 after promotion.
-        slices: None for the exact product. A number rounds each operand first to so many slices of 20 bits below the
-            largest of its row (of `b`: column), which makes a product of matrices a few products in float64, of the
-            speed of matrix products.
+        Args:
+            a, b: arrays; the last axis of `a` is summed with the only axis of `b`, or the last but one, as in `jnp.dot`.
+                One dtype of float16, bfloat16, float32 and float64 after promotion.
+            slices: None for the exact product. A number rounds each operand first to so many slices of 20 bits below the
+                largest of its row (of `b`: column), which makes a product of matrices a few products in float64, of the
+                speed of matrix products.
 
-    Returns:
-        An array of shape `a.shape[:-1] + b.shape[:-2] + b.shape[-1:]`, scalars and vectors accordingly.
+        Returns:
+            An array of shape `a.shape[:-1] + b.shape[:-2] + b.shape[-1:]`, scalars and vectors accordingly.
 
-        Without slices the error is at most 1/2 ulp at any condition number, for float64 as long as no product is
-        :math:`2^{-900}` of the largest possible. With :math:`s` slices it is at most 1/2 ulp and :math:`n\,2^{1-20s}
-        \max|a_i| \max|b_i|` of the row and the column: two suffice for operands of like magnitudes; operands whose
-        magnitudes range over :math:`2^{20s-24}` need more. Special values are those of :func:`reproducible_sum`; a
-        subnormal float32 counts.
+            Without slices the error is at most 1/2 ulp at any condition number, for float64 as long as no product is
+            :math:`2^{-900}` of the largest possible. With :math:`s` slices it is at most 1/2 ulp and :math:`n\,2^{1-20s}
+            \max|a_i| \max|b_i|` of the row and the column: two suffice for operands of like magnitudes; operands whose
+            magnitudes range over :math:`2^{20s-24}` need more. Special values are those of :func:`reproducible_sum`; a
+            subnormal float32 counts.
 
-    Raises:
-        TypeError: an operand is of another kind.
-        ValueError: the shapes do not fit, or `slices` is not positive.
+        Raises:
+            TypeError: an operand is of another kind.
+            ValueError: the shapes do not fit, or `slices` is not positive.
 
-    Derivatives of any order are such products themselves.
+        Derivatives of any order are such products themselves.
 
-    Cost: of vectors 2 to 3 times that of `jnp.dot`, with slices or without; products of matrices without slices are done
-    term by term, and slowly.
+        Cost: of vectors 2 to 3 times that of `jnp.dot`, with slices or without; products of matrices without slices are done
+        term by term, and slowly.
 
-    Ozaki, Ogita, Oishi and Rump, *Error-free transformations of matrix multiplication* (2012).
+        Ozaki, Ogita, Oishi and Rump, *Error-free transformations of matrix multiplication* (2012).
 
-    >>> import jax.numpy as jnp
-    >>> from robustad.stability import reproducible_dot
-    >>> a, b = jnp.array([1e20, 1.0, 1e20]), jnp.array([1e20, 3.0, -1e20])
-    >>> print(reproducible_dot(a, b))  # 1e40 - 1e40 of it overflows in float32
-    3.0
+        >>> import math
+
+    import jax.numpy as jnp
+        >>> from robustad.stability import reproducible_dot
+        >>> a, b = jnp.array([1e20, 1.0, 1e20]), jnp.array([1e20, 3.0, -1e20])
+        >>> print(reproducible_dot(a, b))  # 1e40 - 1e40 of it overflows in float32
+        3.0
     """
     if slices is not None and slices < 1:
         raise ValueError(f"reproducible_dot: `slices` is {slices}; expected None or a positive number.")
@@ -64,9 +68,10 @@ def reproducible_dot(a: ArrayLike, b: ArrayLike, *, slices: int | None = None) -
             f"reproducible_dot: `a` has shape {a.shape} and `b` {b.shape}; the last axis of `a` must be as long as axis "
             f"{contracted} of `b`."
         )
-    rows, columns = a.reshape(1, -1, a.shape[-1]), jnp.moveaxis(b, contracted, -1)
+    columns = jnp.moveaxis(b, contracted, -1)
     shape = (*a.shape[:-1], *columns.shape[:-1])
-    return _dots(rows, columns.reshape(1, -1, a.shape[-1]), slices=slices).reshape(shape)
+    rows, columns = (x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1]) for x in (a, columns))
+    return _dots(rows, columns, slices=slices).reshape(shape)
 
 
 # ---- the primitive: (batch, m, k) and (batch, n, k) to (batch, m, n)
@@ -83,9 +88,10 @@ def _swapped(x: Array) -> Array:
 def _batch(size: int, operands, batch_axes, *, slices: int | None) -> Array:
     if batch_axes[1] is None and len(operands[1]) == 1:  # more rows of one matrix
         a = jnp.moveaxis(operands[0], batch_axes[0], 0)
-        return _dots(a.reshape(1, -1, a.shape[-1]), operands[1], slices=slices).reshape(*a.shape[:3], -1)
+        rows = a.reshape(1, math.prod(a.shape[:3]), a.shape[3])
+        return _dots(rows, operands[1], slices=slices).reshape(*a.shape[:3], operands[1].shape[1])
     a, b = batch_first(size, operands, batch_axes)
-    joined = (x.reshape(-1, *x.shape[2:]) for x in (a, b))
+    joined = (x.reshape(math.prod(x.shape[:2]), *x.shape[2:]) for x in (a, b))
     return _dots(*joined, slices=slices).reshape(*a.shape[:3], b.shape[2])
 
 

@@ -38,14 +38,19 @@ def _mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
+def _mantissa(x: Array, k: Array) -> Array:
+    return _mantissa_and_exponent(x)[0]
+
+
+@_mantissa.defjvp
+def _mantissa_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    return _mantissa(*primals), words.scale(tangents[0], -primals[1])
+
+
 def _split(x: Array) -> tuple[Array, Array]:
-    return _mantissa_and_exponent(x)
-
-
-@_split.defjvp
-def _split_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
-    m, k = _split(primals[0])
-    return (m, k), (words.scale(tangents[0], -k), np.zeros(k.shape, jax.dtypes.float0))
+    """As `_mantissa_and_exponent`, of which the exponent has no derivative."""
+    k = _mantissa_and_exponent(lax.stop_gradient(x))[1]
+    return _mantissa(x, k), k
 
 
 Scaled = tuple[Array, Array]
@@ -75,7 +80,7 @@ def _product(x: Array, axes: Axes) -> Scaled:
         group = min(_GROUP, 1 << (max(m.shape[0], 1) - 1).bit_length())
         padding = [(0, -m.shape[0] % group if m.shape[0] else 1)] + [(0, 0)] * (m.ndim - 1)
         m, k = jnp.pad(m, padding, constant_values=1), jnp.pad(k, padding)
-        k = jnp.sum(k.reshape(group, -1, *k.shape[1:]), 0)
+        k = jnp.sum(k.reshape(group, -1, *k.shape[1:]), 0, dtype=jnp.int32)
         while m.shape[0] > k.shape[0]:
             half = m.shape[0] // 2
             m = m[:half] * m[half:]
@@ -142,7 +147,7 @@ def scaled_prod(x: ArrayLike, axis: Axis = None) -> tuple[Array, Array]:
     return _product(y, axes_of("scaled_prod", axis, y.ndim))
 
 
-def prod(x: ArrayLike, axis: Axis = None, keepdims: bool = False) -> Array:
+def prod(x: ArrayLike, axis: Axis = None, *, keepdims: bool = False) -> Array:
     """The product, right wherever it can be represented, whatever its partial products are.
 
     `jnp.prod` of 200 factors 2 and 200 factors 1/2 is inf or 0 in float32, depending on their order. The derivative

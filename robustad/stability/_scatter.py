@@ -1,6 +1,7 @@
 r"""Scattering without order: sums by segment, scatter-add, and a gather whose transpose is that sum."""
 
 import math
+import operator
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability import _exact_scatter
-from robustad.stability._arguments import floating
+from robustad.stability._arguments import floating, integers
 from robustad.stability._order_free import kernels
 from robustad.stability._primitive import batch_first, linear_primitive
 
@@ -45,7 +46,7 @@ def segment_sum(data: ArrayLike, segment_ids: ArrayLike, num_segments: int | Non
     [1.e+00 3.e+38 0.e+00]
     """
     data = floating("segment_sum", data, "data")
-    ids = _integers("segment_sum", segment_ids, "segment_ids")
+    ids = integers("segment_sum", segment_ids, "segment_ids")
     if ids.ndim != 1 or data.shape[:1] != ids.shape:
         raise ValueError(
             f"segment_sum: `data` has shape {data.shape} and `segment_ids` {ids.shape}; expected (n, ...) and (n,). Use "
@@ -53,6 +54,7 @@ def segment_sum(data: ArrayLike, segment_ids: ArrayLike, num_segments: int | Non
         )
     if num_segments is None:
         num_segments = int(np.max(np.asarray(ids), initial=-1)) + 1
+    num_segments = operator.index(num_segments)
     if num_segments < 0:
         raise ValueError(f"segment_sum: `num_segments` is {num_segments}; it must not be negative.")
     sums = _segment_sum(data.reshape(len(ids), math.prod(data.shape[1:])), ids, segments=num_segments)
@@ -82,7 +84,7 @@ def scatter_add(x: ArrayLike, indices: ArrayLike, updates: ArrayLike) -> Array:
     x = floating("scatter_add", x)
     if x.ndim == 0:
         raise ValueError("scatter_add: `x` is a scalar; expected an array whose first axis is indexed.")
-    indices = _integers("scatter_add", indices, "indices")
+    indices = integers("scatter_add", indices, "indices")
     updates = floating("scatter_add", updates, "updates").astype(x.dtype)
     updates = jnp.broadcast_to(updates, (*indices.shape, *x.shape[1:]))
     width = math.prod(x.shape[1:])
@@ -116,24 +118,11 @@ def gather(x: ArrayLike, indices: ArrayLike) -> Array:
     x = floating("gather", x)
     if x.ndim == 0:
         raise ValueError("gather: `x` is a scalar; expected an array whose first axis is indexed.")
-    indices = _integers("gather", indices, "indices")
+    indices = integers("gather", indices, "indices")
     at = _counted_from_end(indices, len(x)).reshape(-1)
     rows = _gather(x.reshape(len(x), math.prod(x.shape[1:])), at)
     rows = jnp.where(((at >= 0) & (at < len(x)))[:, None], rows, jnp.full((), np.nan, x.dtype))
     return rows.reshape(*indices.shape, *x.shape[1:])
-
-
-def _integers(name: str, x: ArrayLike, argument: str) -> Array:
-    """As int32, for an index that int32 cannot hold is out of range of every array here."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name}: `{argument}` has dtype {x.dtype}; expected integers.")
-    info = np.iinfo(np.int32)
-    if jnp.iinfo(x.dtype).max > info.max:
-        x = jnp.minimum(x, x.dtype.type(info.max))
-    if jnp.iinfo(x.dtype).min < info.min:
-        x = jnp.maximum(x, x.dtype.type(info.min))
-    return x.astype(np.int32)
 
 
 def _counted_from_end(indices: Array, size: int) -> Array:

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, axes_of
+from ._arguments import Axes, axes_of, integers
 from ._cross_entropy import target_of
 from ._normalizer import MOST, Total
 
@@ -65,8 +65,7 @@ def _log_sum_jvp(axes: Axes, name: str, primals: tuple[Array], tangents: tuple[A
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _loss(a: Array, labels: Array, axis: int, name: str) -> Array:
     total = _total(a, (axis,), name)
-    p, q = _shares(a, (axis,), name)
-    del p
+    _, q = _shares(a, (axis,), name)
     logit, valid, _ = _target(a, labels, axis, name)
     gap = jnp.where(logit == total.maximum, 0, total.maximum - logit)
     loss = normalizer.log_of_sum(normalizer.share_of_maximum(total), q) + gap
@@ -155,4 +154,5 @@ def sharded_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, axis_nam
             f"sharded_softmax_cross_entropy: `labels` are {y.dtype} of shape {y.shape}, expected integers of shape "
             f"{expected} for this device's `logits` of shape {x.shape} with `axis` {axis}."
         )
+    y = integers("sharded_softmax_cross_entropy", y, "labels")
     return jnp.squeeze(_loss(x, y, i, axis_name), i).astype(dtype)

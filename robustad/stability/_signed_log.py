@@ -165,12 +165,13 @@ class SignedLog:
 
     def to_array(self) -> Array:
         """The plain numbers; those out of range as 0 or ±inf."""
-        return self.sign * jnp.exp(self.exponent)
+        most = math.log(float(jnp.finfo(self.dtype).max)) * (1 - 1e-6)
+        return self.sign * jnp.exp(jnp.where(self.sign == 0, jnp.minimum(self.exponent, most), self.exponent))
 
     @property
     def log(self) -> Array:
         """The logarithm of the magnitude: -inf for zero."""
-        return jnp.where(self.sign == 0, -jnp.inf, self.exponent)
+        return jnp.where(self.sign == 0, -jnp.inf, jnp.where(jnp.isnan(self.sign), jnp.nan, self.exponent))
 
     # ---- shapes
 
@@ -233,7 +234,8 @@ class SignedLog:
 
     def __mul__(self, other: Any) -> SignedLog:
         a, b = _both(self, other)
-        return SignedLog(a.sign * b.sign, a.exponent + b.exponent)
+        undefined = (a.sign == 0) & (b.exponent == jnp.inf) | (a.exponent == jnp.inf) & (b.sign == 0)
+        return SignedLog(jnp.where(undefined, jnp.nan, a.sign * b.sign), a.exponent + b.exponent)
 
     def reciprocal(self) -> SignedLog:
         return SignedLog(jnp.where(self.sign == 0, 1, self.sign), _infinity_at_zero(self.sign) - self.exponent)

@@ -15,8 +15,8 @@ def significand(x: Array) -> tuple[Array, Array]:
     bits = lax.bitcast_convert_type(x, integer)
     biased = (bits >> integer(info.nmant)) & mask
     ordinary = (biased > 0) & (biased < mask)
-    one = (bits & ~(mask << integer(info.nmant))) | integer(bias << info.nmant)
-    return jnp.where(ordinary, lax.bitcast_convert_type(one, x.dtype), x), jnp.where(ordinary, biased - bias, 0)
+    k = jnp.where(ordinary, biased - bias, 0)
+    return jnp.where(ordinary, words.scaled_down(x, k), x), k
 
 
 def shifted(m: Array, k: Array) -> Array:

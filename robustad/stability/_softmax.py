@@ -45,10 +45,10 @@ _compiled_softmax = jax.jit(lambda a, axes: _softmax(a, axes)[0], static_argnums
 _compiled_log_softmax = jax.jit(_log_softmax, static_argnums=1)
 
 
-def softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
-    r""":math:`p_i = e^{a_i} / \sum_j e^{a_j}`.
+def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+    r""":math:`p_i = e^{x_i} / \sum_j e^{x_j}`.
 
-    The usual form rounds :math:`a_i - \max a` before the exponential: 20 ulp at logits of 10 in float32. Its derivative
+    The usual form rounds :math:`x_i - \max x` before the exponential: 20 ulp at logits of 10 in float32. Its derivative
     :math:`p_i (t_i - \sum_j p_j t_j)` is 0 where :math:`p_i` rounds to 1 (jax issue 40384). Here the difference is
     exact, and :math:`1 - p_i` is the sum of the other shares. Within 4 ulp and the error of summing n terms;
     exceptions: shares below :math:`e^{-64}` of a row with a maximum above 64 (512 in float64) have the rounding
@@ -58,38 +58,39 @@ def softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     derivatives. Entries of +inf share equally, and finite ones beside them get 0. NaN gives NaN.
 
     Args:
-      a: real array; float16 and bfloat16 are computed in float32 and rounded once.
+      x: real array; float16 and bfloat16 are computed in float32 and rounded once.
       axis: the dimension or dimensions to normalise over; None for all.
-      where: bool array that broadcasts with `a`; elements that are False count as -inf.
+      where: bool array that broadcasts with `x`; elements that are False count as -inf.
 
     Returns:
-      An array of the shape and dtype of `a`.
+      An array of the dtype of `x`, in its shape broadcast with `where`.
 
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
     >>> print(st.softmax(jnp.array([1e4, 1e4, -jnp.inf])), st.softmax(jnp.full(2, -jnp.inf)))
     [0.5 0.5 0. ] [0. 0.]
     """
-    x, dtype = normalizer.working("softmax", a)
-    return _compiled_softmax(normalizer.masked(x, where), axes_of("softmax", axis, x.ndim)).astype(dtype)
+    y, dtype = normalizer.working("softmax", x)
+    y = normalizer.masked(y, where)
+    return _compiled_softmax(y, axes_of("softmax", axis, y.ndim)).astype(dtype)
 
 
-def log_softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
-    r""":math:`a_i - \log \sum_j e^{a_j}`.
+def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
+    r""":math:`x_i - \log \sum_j e^{x_j}`.
 
-    For an entry that has nearly the whole of its row this is :math:`-\sum_{j \ne i} e^{a_j - a_i}`, which the usual
+    For an entry that has nearly the whole of its row this is :math:`-\sum_{j \ne i} e^{x_j - x_i}`, which the usual
     form rounds to 0, and its derivative with it (jax issue 40384). Within 4 ulp and the error of summing n terms.
 
     A masked entry (-inf) gives -inf, also in a row of -inf alone; derivatives in it are exactly 0. Entries of +inf
     share equally. NaN gives NaN.
 
     Args:
-      a: real array; float16 and bfloat16 are computed in float32 and rounded once.
+      x: real array; float16 and bfloat16 are computed in float32 and rounded once.
       axis: the dimension or dimensions to normalise over; None for all.
-      where: bool array that broadcasts with `a`; elements that are False count as -inf.
+      where: bool array that broadcasts with `x`; elements that are False count as -inf.
 
     Returns:
-      An array of the shape and dtype of `a`.
+      An array of the dtype of `x`, in its shape broadcast with `where`.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -98,5 +99,6 @@ def log_softmax(a: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     >>> print(st.log_softmax(x), jax.grad(lambda x: st.log_softmax(x)[0])(x))
     [-4.248354e-18 -4.000000e+01] [ 4.248354e-18 -4.248354e-18]
     """
-    x, dtype = normalizer.working("log_softmax", a)
-    return _compiled_log_softmax(normalizer.masked(x, where), axes_of("log_softmax", axis, x.ndim)).astype(dtype)
+    y, dtype = normalizer.working("log_softmax", x)
+    y = normalizer.masked(y, where)
+    return _compiled_log_softmax(y, axes_of("log_softmax", axis, y.ndim)).astype(dtype)

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
-from ._arguments import axes_of
+from ._arguments import axes_of, without
 
 
 @jax.custom_jvp
@@ -65,12 +65,24 @@ class LogSumExp:
 
     def add(self, a: ArrayLike, axis: int | tuple[int, ...] = -1, b: ArrayLike | None = None) -> LogSumExp:
         """With the entries of `a` along `axis`, whose other dimensions are those of the state; `b` are weights."""
+        if jnp.iscomplexobj(a):
+            raise TypeError(f"LogSumExp.add: `a` is {jnp.result_type(a)}; expected a real array.")
         x = jnp.asarray(a, self.sum.dtype)
+        counted, weights = x, None
+        if b is not None:
+            x, weights = normalizer.with_moderate_weights(*jnp.broadcast_arrays(x, jnp.asarray(b, x.dtype)))
+            x = jnp.where((weights == 0) & jnp.isnan(x), -jnp.inf, x)
+            counted = jnp.where(weights == 0, -jnp.inf, x)
         axes = axes_of("LogSumExp.add", axis, x.ndim)
-        counted = x if b is None else jnp.where(jnp.asarray(b) == 0, -jnp.inf, x)
+        if without(x.shape, axes) != self.sum.shape:
+            raise ValueError(
+                f"LogSumExp.add: `a` of shape {x.shape} summed over axes {axes} has shape {without(x.shape, axes)}; "
+                f"the state has {self.sum.shape}. Give the axes to sum over as `axis`, or make the state by "
+                "`LogSumExp.init(shape)`."
+            )
         m = normalizer.maximum(lax.stop_gradient(counted), axes)
-        e = _terms(counted, _shift(m))
-        terms = e if b is None else e * jnp.asarray(b, e.dtype)
+        e = _terms(x, _shift(m))
+        terms = e if weights is None else e * weights
         return self.merge(LogSumExp(jnp.squeeze(m, axes), jnp.sum(terms, axes)))
 
     def merge(self, other: LogSumExp) -> LogSumExp:

@@ -44,6 +44,21 @@ def sum_in_float64(load: Callable[..., Array], operands: Sequence[Array], axes: 
     return total if tail is None else total + sum_in_float64(load, tail, axes)
 
 
+def from_float64(x: Array, dtype: np.dtype) -> Array:
+    """x rounded once; call inside `jax.enable_x64(True)`.
+
+    XLA rounds to float16 and bfloat16 by way of float32: that step is to odd here, so that the last one decides (Boldo and
+    Melquiond, Emulation of FMA and correctly rounded sums, IEEE Trans. Comput. 57, 2008).
+    """
+    near = lax.convert_element_type(x, jnp.float32)
+    if jnp.dtype(dtype).itemsize >= 4:
+        return lax.convert_element_type(x, dtype)
+    back, bits = lax.convert_element_type(near, jnp.float64), lax.bitcast_convert_type(near, jnp.int32)
+    bits = lax.select(lax.abs(back) > lax.abs(x), bits - np.int32(1), bits)  # towards zero
+    odd = lax.bitcast_convert_type(lax.select(back == x, bits, bits | np.int32(1)), jnp.float32)
+    return lax.convert_element_type(lax.select(lax.is_finite(near), odd, near), dtype)
+
+
 def sum_in_two_words(
     load: Callable[..., Words], operands: Sequence[Array], axes: Sequence[int], fast: bool = True
 ) -> Words:

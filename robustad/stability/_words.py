@@ -9,7 +9,9 @@ import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -112,6 +114,18 @@ def _power_of_two(k: Array, dtype) -> Array:
     """2ᵏ of a normal exponent; 0 of the one below."""
     integer, mantissa, bias = (jnp.int32, 23, 127) if dtype == jnp.float32 else (jnp.int64, 52, 1023)
     return lax.bitcast_convert_type((k.astype(integer) + bias) << mantissa, dtype)
+
+
+@jax.custom_jvp
+def scaled_down(x: Array, k: Array) -> Array:
+    """x 2⁻ᵏ, of normal numbers, by the exponent's bits."""
+    integer, mantissa = (jnp.int32, 23) if x.dtype == jnp.float32 else (jnp.int64, 52)
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(x, integer) - (k.astype(integer) << mantissa), x.dtype)
+
+
+@scaled_down.defjvp
+def _scaled_down_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    return scaled_down(*primals), scale(tangents[0], -primals[1])
 
 
 def scale(x: Array, k: Array) -> Array:
@@ -227,7 +241,7 @@ def log1p_words(x: Array) -> tuple[Array, Array, Array]:
     root = lax.bitcast_convert_type(np.sqrt(np.array(0.5, x.dtype)), integer)
     bits = lax.bitcast_convert_type(u, integer)
     k = (bits - root) >> mantissa
-    f = jnp.where(near, x, lax.bitcast_convert_type(bits - (k << mantissa), x.dtype) - 1)
+    f = jnp.where(near, x, scaled_down(jnp.where(near, one, u), jnp.where(near, 0, k)) - 1)
     k = jnp.where(near, 0, k).astype(x.dtype)
     s = f / (2 + f)
     z = s * s
