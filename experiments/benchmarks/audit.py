@@ -11,8 +11,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import checkify
+from ratios import machine
 
 Loss = Callable[..., Array]
 Args = tuple[Any, ...]
@@ -288,15 +287,7 @@ def main() -> None:
     options = parser.parse_args()
 
     jax.config.update("jax_enable_compilation_cache", False)
-    device = jax.devices()[0]
-    setting = {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "cpus": os.cpu_count(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "repeats": options.repeats,
-    }
+    setting = {**machine(), "repeats": options.repeats}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     results: dict[str, dict[str, Any]] = {}
     for model in options.models:

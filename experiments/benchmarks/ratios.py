@@ -75,6 +75,18 @@ def compare(ours: Callable[..., Any], plain: Callable[..., Any], operands: tuple
     return Ratio(middle, (low, high), mine, base)
 
 
+def machine() -> dict[str, Any]:
+    """What figures depend on."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "cpus": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def main(description: str | None, cases: Iterable[Case], repeats: int) -> None:
     """The command line of a benchmark: measure the cases, print them, keep them."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,16 +94,7 @@ def main(description: str | None, cases: Iterable[Case], repeats: int) -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     options = parser.parse_args()
-    device = jax.devices()[0]
-    setting = {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "cpus": os.cpu_count(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "repeats": options.repeats,
-        "load before": os.getloadavg()[0],
-    }
+    setting = {**machine(), "repeats": options.repeats, "load before": os.getloadavg()[0]}
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
     heads = (f"{f'{part}: plain':>15}{'ratio':>7}{'quartiles':>12}" for part in ("forward", "gradient"))
     print(f"{'':34}{'   '.join(heads)}  bar")

@@ -46,7 +46,7 @@ def log_words(x: Array) -> _Words:
     logarithm = fast_two_sum_kernel(total, error + (tail[1] + double[1]))
     # ln 2 in parts whose products with k are exact.
     bits_of_parts = (14, 14, 24) if single else (40, 40, 53)
-    first, second, third = words._split_constant(words.LN2, np.dtype(x.dtype), bits_of_parts)
+    first, second, third = words.split_constant(words.LN2, np.dtype(x.dtype), bits_of_parts)
     k = k.astype(x.dtype)
     whole, lost = two_sum_kernel(k * first, k * second)
     total, error = two_sum_kernel(whole, logarithm[0])

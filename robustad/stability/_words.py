@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ._error_free import two_sum_kernel as two_sum
+
 # Forty digits: enough for two words of float64 (32 digits).
 LOG_ROOT_2_PI = "0.9189385332046727417803297364056176398614"
 LN2 = "0.6931471805599453094172321214581765680755"
@@ -26,7 +28,7 @@ ASINH_1 = "0.8813735870195430252326093249797923090282"
 
 
 @functools.cache
-def _split_constant(text: str, dtype: np.dtype, bits: tuple[int, ...]) -> tuple[float, ...]:
+def split_constant(text: str, dtype: np.dtype, bits: tuple[int, ...]) -> tuple[float, ...]:
     """A decimal constant as a sum of words with so many bits each, whose products with small integers are exact."""
     rest, parts = Fraction(text), []
     for count in bits:
@@ -49,13 +51,6 @@ def constant(text: str, like: Array) -> tuple[float, float]:
 def opaque(value: float, like: Array) -> Array:
     """A scalar constant that the compiler cannot see through."""
     return lax.optimization_barrier(jnp.asarray(value, like.dtype))
-
-
-def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum and its exact error (Knuth, TAOCP 2, 4.2.2); `a` and `b` must not be compile-time constants."""
-    s = a + b
-    v = s - a
-    return s, (a - (s - v)) + (b - v)
 
 
 def difference(a: Array, b: Array) -> tuple[Array, Array]:
@@ -139,7 +134,7 @@ def _reduce(x: Array) -> tuple[Array, Array, Array]:
     bound, bits = (160.0, 14) if x.dtype == jnp.float32 else (1200.0, 40)
     x = jnp.clip(x, -bound, bound)
     k = jnp.round(x * (1 / float(Fraction(LN2))))
-    first, second, third = _split_constant(LN2, np.dtype(x.dtype), (bits, bits, bits))
+    first, second, third = split_constant(LN2, np.dtype(x.dtype), (bits, bits, bits))
     r, error = two_sum(x - k * first, -(k * second))
     return k.astype(jnp.int32), r, error - k * third
 
@@ -169,7 +164,7 @@ def _reduce_to_one_word(x: Array) -> tuple[Array, Array]:
     bound, bits, rest = (160.0, 14, 24) if x.dtype == jnp.float32 else (1200.0, 40, 53)
     x = jnp.clip(x, -bound, bound)
     k = jnp.round(x * (1 / float(Fraction(LN2))))
-    first, second = _split_constant(LN2, np.dtype(x.dtype), (bits, rest))
+    first, second = split_constant(LN2, np.dtype(x.dtype), (bits, rest))
     return k.astype(jnp.int32), (x - k * first) - k * second
 
 
@@ -247,7 +242,7 @@ def log1p_words(x: Array) -> tuple[Array, Array, Array]:
     z = s * s
     h = 0.5 * f * f
     tail = z * polynomial(z, [2 / (2 * j + 3) for j in range(terms)])
-    first, second = _split_constant(LN2, np.dtype(x.dtype), (14 if single else 40, mantissa))
+    first, second = split_constant(LN2, np.dtype(x.dtype), (14 if single else 40, mantissa))
     total, error = two_sum(k * first, f)
     return total, error, jnp.where(near, 0.0, lost) + k * second - (h - s * (h + tail))
 
