@@ -123,6 +123,16 @@ def test_mapped_accumulators():
     np.testing.assert_array_equal(jax.tree.map(lambda leaf: leaf[1:], state).finalize(), x[1:].sum(1))
 
 
+def test_second_derivatives_through_a_scan_of_accumulators():
+    def square(x):
+        state, _ = jax.lax.scan(lambda s, row: (s.add(row), None), st.Accumulator.init(), x.reshape(2, 2))
+        return state.finalize() ** 2
+
+    x = jnp.arange(4.0)
+    for hessian in (jax.hessian(square)(x), jax.jacrev(jax.grad(square))(x), jax.jacfwd(jax.jacfwd(square))(x)):
+        np.testing.assert_array_equal(hessian, np.full((4, 4), 2))
+
+
 def test_zeros_among_large_numbers():
     zero, large = st.SignedLog.from_array(0.0), st.SignedLog.from_log(1000.0)
     assert (zero * large).to_array() == 0

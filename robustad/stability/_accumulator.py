@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from robustad.stability import _digits, _exact
 from robustad.stability._arguments import FORMATS, Axis, axes_of, floating, masked, without
 from robustad.stability._order_free import order_free_digits, order_free_zero
+from robustad.stability._primitive import batch_first, linear_primitive
 
 AxisName = Any  # a name of a mesh axis, or several in a tuple
 
@@ -81,7 +82,7 @@ class Accumulator:
             )
         x = masked(x, where)
         digits = jnp.moveaxis(order_free_digits(lax.stop_gradient(x), axes=axes), 0, -1)
-        return self._with(_merged(self.digits, digits), self.tangent + order_free_zero(x, axes, self.dtype))
+        return self._with(_merged(self.digits, digits), self.tangent + order_free_zero(x, axes=axes, dtype=self.dtype))
 
     def merge(self, other: Accumulator) -> Accumulator:
         """The sums of the terms of both."""
@@ -151,12 +152,12 @@ def _rounded(digits: Array, dtype: np.dtype) -> Array:
 # ---- derivatives ride on an array of zeros beside the digits
 
 
-@jax.custom_jvp
-def _attach(value: Array, tangent: Array) -> Array:
-    return value
-
-
-@_attach.defjvp
-def _attach_jvp(primals, tangents):
-    value, t = primals[0], tangents[1]
-    return _attach(*primals), t.astype(value.dtype)
+# A primitive: jax 0.10.2 drops the rules of custom_jvp from second derivatives through a scan.
+_attach = linear_primitive(
+    "attach_tangent",
+    kernels={None: lambda value, tangent: value},
+    shape=lambda value, tangent: value + tangent.astype(value.dtype),
+    transposes={},
+    batch=lambda size, operands, batch_axes: _attach(*batch_first(size, operands, batch_axes)),
+    tangents={1: lambda value, tangent: tangent.astype(value.dtype)},
+)

@@ -3,11 +3,9 @@
 import functools
 import math
 
-import jax
 import numpy as np
 from jax import Array, lax
 
-from robustad import _jaxpr
 from robustad.stability import _digits, _exact
 from robustad.stability._arguments import Axes, without
 from robustad.stability._primitive import Kernel, batch_first, linear_primitive
@@ -63,12 +61,13 @@ order_free_digits = linear_primitive(  # integers: without derivative
 )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def order_free_zero(x: Array, axes: Axes, dtype: np.dtype) -> Array:
-    """Zeros that have the tangent of the sum."""
-    return _jaxpr.varying_alike(lax.full(without(x.shape, axes), 0, dtype), x)[0]
-
-
-@order_free_zero.defjvp
-def _order_free_zero_jvp(axes: Axes, dtype: np.dtype, primals: tuple[Array], tangents: tuple[Array]):
-    return order_free_zero(*primals, axes, dtype), order_free_sum(*tangents, axes=axes, dtype=dtype)
+order_free_zero = linear_primitive(  # zeros that have the tangent of the sum
+    "order_free_zero",
+    kernels={None: lambda x, *, axes, dtype: lax.full(without(x.shape, axes), 0, dtype)},
+    shape=lambda x, *, axes, dtype: lax.convert_element_type(lax.reduce_sum(x, axes), dtype),
+    transposes={},
+    batch=lambda size, operands, batch_axes, *, axes, dtype: order_free_zero(
+        *batch_first(size, operands, batch_axes), axes=tuple(a + 1 for a in axes), dtype=dtype
+    ),
+    tangents={0: order_free_sum},
+)

@@ -30,6 +30,7 @@ def linear_primitive(
     shape: Kernel,
     transposes: Mapping[int, Callable[..., Array]],
     batch: Callable[..., Array],
+    tangents: Mapping[int, Callable[..., Array]] | None = None,
 ) -> Callable[..., Array]:
     """A function of arrays and hashable keywords with the rules of a primitive that is linear in some operands.
 
@@ -41,6 +42,8 @@ def linear_primitive(
             is given by its aval (`.shape`, `.dtype`). Where there are none the function has no derivative, and JAX says so.
         batch: `batch(size, operands, axes, **keywords)`, with the batch axis of each operand, or None; the batch axis of the
             result is 0.
+        tangents: where the function is not linear, for each differentiable operand `tangent(*operands, **keywords)` with the
+            tangent in its place.
     """
     primitive = Primitive(name)
 
@@ -61,12 +64,12 @@ def linear_primitive(
         result = jax.make_jaxpr(functools.partial(shape, **keywords))(*avals).out_avals[0]
         return result.update(weak_type=False)
 
-    def jvp(operands, tangents, /, **keywords: Any):
+    def jvp(operands, steps, /, **keywords: Any):
         value = bind(*operands, **keywords)
         terms = [
-            bind(*operands[:i], tangents[i], *operands[i + 1 :], **keywords)
-            for i in transposes
-            if type(tangents[i]) is not ad.Zero
+            rule(*operands[:i], steps[i], *operands[i + 1 :], **keywords)
+            for i, rule in rules.items()
+            if type(steps[i]) is not ad.Zero
         ]
         return value, functools.reduce(operator.add, terms) if terms else ad.Zero(jax.typeof(value))
 
@@ -86,8 +89,10 @@ def linear_primitive(
         size = next(x.shape[axis] for x, axis in zip(operands, batch_axes) if axis is not None)
         return batch(size, operands, batch_axes, **keywords), 0
 
-    if transposes:
+    rules = tangents or {i: bind for i in transposes}
+    if rules:
         ad.primitive_jvps[primitive] = jvp
+    if transposes:
         ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batched
     for platform, kernel in kernels.items():
