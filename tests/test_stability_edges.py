@@ -76,6 +76,30 @@ def test_forward_mode_where_an_infinite_loss_meets_a_zero_weight():
     assert jax.jvp(lambda a: st.sigmoid_cross_entropy(a, 1.0), (INF,), (1.0,))[1] == 0
 
 
+def test_the_derivative_in_a_binary_label():
+    a = A([1e-8, 1.2543e-5, 3.0, -40.0, 100.0])
+    slope = jax.vmap(jax.grad(st.sigmoid_cross_entropy, 1), (0, None))(a, 0.3)
+    np.testing.assert_array_equal(slope, -a)
+
+
+@pytest.mark.parametrize("name", ["divide", "hypot", "arctan2", "power", "sqrt_diff"])
+def test_second_derivatives_through_a_scan(name):
+    f = getattr(st, name)
+    x = A([[0.3, 0.5], [0.4, 0.9]])
+
+    def summed(x):
+        return jax.lax.scan(lambda total, row: (total + f(*row), None), 0.0, x)[0]
+
+    wanted = jax.hessian(lambda x: f(*x[0]) + f(*x[1]))(x)
+    for hessian in (jax.hessian(summed)(x), jax.jacrev(jax.grad(summed))(x)):
+        np.testing.assert_allclose(hessian, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_products_along_axes_of_an_empty_array():
+    assert st.prod(jnp.zeros((0, 3)), axis=1).shape == (0,)
+    np.testing.assert_array_equal(st.prod(jnp.zeros((0, 3)), axis=0), jnp.ones(3))
+
+
 def test_a_mask_may_add_axes():
     np.testing.assert_allclose(
         st.softmax(jnp.zeros(3), where=jnp.ones((2, 3), bool)), np.full((2, 3), 1 / 3), rtol=1e-6

@@ -16,7 +16,8 @@ from robustad import _jaxpr
 from . import _centring as centring
 from . import _normalizer as normalizer
 from ._arguments import Axes, axes_of, integers
-from ._logistic import log1pexp
+from ._elementwise import elementwise
+from ._logistic import sigmoid_slope, sigmoid_words, softplus_words
 from ._normalizer import MOST
 from ._softmax import log_softmax
 
@@ -206,9 +207,20 @@ def softmax_cross_entropy(
     return _loss(a, y, ignored, axis=i, smoothing=float(label_smoothing), hard=bool(hard)).astype(dtype)
 
 
-@jax.jit
+_constant = [elementwise()(f) for f in (lambda x, y: 0 * y, lambda x, y: 0 * y - 1)]
+_binary_xx = elementwise()(lambda x, y: sigmoid_slope(x))
+_binary_y = elementwise(_constant[1], _constant[0])(lambda x, y: -x)  # log(1 + e⁻ˣ) - log(1 + eˣ), which cancel
+
+
+@elementwise(_binary_xx, _constant[1])
+def _binary_x(x: Array, y: Array) -> Array:
+    return (1 - y) * sigmoid_words(x) - y * sigmoid_words(-x)
+
+
+@elementwise(_binary_x, _binary_y)
 def _binary(x: Array, y: Array) -> Array:
-    return _weighted(y, log1pexp(-x)) + _weighted(1 - y, log1pexp(x))
+    one, zero = softplus_words(-x), softplus_words(x)
+    return jnp.where(y == 0, 0, y * one) + jnp.where(y == 1, 0, (1 - y) * zero)
 
 
 def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:

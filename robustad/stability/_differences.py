@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from . import _words as words
 from ._elementwise import elementwise
 from ._error_free import opaque, two_prod_kernel, two_sum_kernel
 from ._significand import shifted, significand
@@ -77,7 +78,8 @@ def _relative_roots(x: Array, h: Array) -> tuple[Array, ...]:
     x = shifted(x, -2 * k)
     largest = 2.0 ** (np.finfo(x.dtype).maxexp * 7 // 16)
     h = jnp.minimum(shifted(h, -2 * k), largest)
-    total, error = two_sum_kernel(opaque(x), opaque(h))
+    one = words.opaque(1.0, x)  # for a user's constant
+    total, error = two_sum_kernel(x * one, h * one)
     new = jnp.sqrt(total)
     new = new + jnp.where(total > 0, 0.5 * error / new, 0.0)
     return x, h, total, error, new, jnp.sqrt(x), k

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from . import _normalizer as normalizer
 from . import _words as words
 from ._arguments import Axes, Axis, axes_of
+from ._primitive import batch_first, linear_primitive
 
 
 def _mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
@@ -37,14 +38,15 @@ def _mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
     return jnp.where(special, x, jnp.where(negative, -m, m)), jnp.where(special, 0, k).astype(jnp.int32)
 
 
-@jax.custom_jvp
-def _mantissa(x: Array, k: Array) -> Array:
-    return _mantissa_and_exponent(x)[0]
-
-
-@_mantissa.defjvp
-def _mantissa_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
-    return _mantissa(*primals), words.scale(tangents[0], -primals[1])
+# A primitive, as `_words.scaled_down` is.
+_mantissa = linear_primitive(
+    "mantissa",
+    kernels={None: lambda x, k: _mantissa_and_exponent(x)[0]},
+    shape=lambda x, k: x * k.astype(x.dtype),
+    transposes={},
+    batch=lambda size, operands, batch_axes: _mantissa(*batch_first(size, operands, batch_axes)),
+    tangents={0: lambda t, k: words.scale(t, -k)},
+)
 
 
 def _split(x: Array) -> tuple[Array, Array]:
@@ -64,7 +66,7 @@ def _times(a: Scaled, b: Scaled) -> Scaled:
 def _front(x: Array, axes: Axes) -> Array:
     """The axes flattened into the first."""
     moved = jnp.moveaxis(x, axes, range(len(axes)))
-    return moved.reshape(-1, *moved.shape[len(axes) :]) if axes else x[None]
+    return moved.reshape(math.prod(moved.shape[: len(axes)]), *moved.shape[len(axes) :]) if axes else x[None]
 
 
 # The product of 16 mantissas is at least 2⁻¹⁶. Where one of them is 0, its derivative is such a product on each level,
@@ -76,6 +78,8 @@ _GROUP = 16
 def _product(x: Array, axes: Axes) -> Scaled:
     """Groups of 16 by halving, then their products, and so on."""
     m, k = _split(_front(x, axes))
+    if 0 in m.shape[1:]:
+        return m[:0].sum(0), k[:0].sum(0, dtype=jnp.int32)
     while m.shape[0] != 1:
         group = min(_GROUP, 1 << (max(m.shape[0], 1) - 1).bit_length())
         padding = [(0, -m.shape[0] % group if m.shape[0] else 1)] + [(0, 0)] * (m.ndim - 1)
