@@ -149,6 +149,7 @@ _CALLS = {  # primitive: the parameter that holds its body
     "core_call": "call_jaxpr",
     "call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
+    "custom_jvp_primitive": "call_jaxpr",  # stability._custom_jvp
     "custom_vjp_call": "call_jaxpr",
     "custom_vmap_call": "call",
     "custom_partitioning": "call",

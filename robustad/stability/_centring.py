@@ -21,13 +21,13 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from . import _normalizer as normalizer
 from ._arguments import Axes
+from ._custom_jvp import custom_jvp
 from ._normalizer import MOST
 from ._primitive import batch_first, linear_primitive
 
@@ -117,31 +117,31 @@ _mean_transposed_primitive = _primitive("mean_vjp", _mean_transposed_kernel, lam
 _share_primitive = _primitive("share_jvp", _share_kernel, lambda *args: of_shares(*args))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(custom_jvp, nondiff_argnums=(3,))
 def of_log(a: Array, row: Row, t: Array, axes: Axes) -> Array:
     """t - Σ p t."""
     return _log_primitive(a, *row, t, axes=axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(custom_jvp, nondiff_argnums=(3,))
 def of_log_transposed(a: Array, row: Row, g: Array, axes: Axes) -> Array:
     """g - p Σ g."""
     return _log_transposed_primitive(a, *row, g, axes=axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(custom_jvp, nondiff_argnums=(3,))
 def of_shares(a: Array, row: Row, t: Array, axes: Axes) -> Array:
     """p (t - Σ p t)."""
     return _share_primitive(a, *row, t, axes=axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(custom_jvp, nondiff_argnums=(3,))
 def of_mean(a: Array, row: Row, t: Array, axes: Axes) -> Array:
     """Σ p t, the axes kept."""
     return _mean_primitive(a, *row, t, axes=axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(custom_jvp, nondiff_argnums=(3,))
 def of_mean_transposed(a: Array, row: Row, g: Array, axes: Axes) -> Array:
     """p g."""
     return _mean_transposed_primitive(a, *row, g, axes=axes)
@@ -178,7 +178,7 @@ of_shares.defjvp(
 )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(custom_jvp, nondiff_argnums=(1, 2))
 def row_of(a: Array, axes: Axes, shared: bool = True) -> Row:
     """Of the entries' rows; not `shared`, the exponentials are summed where they are made, and made again for the shares."""
     total = normalizer.total(a, axes, bounded=shared)

@@ -6,6 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from ._custom_jvp import custom_jvp
 from ._gaps import adjoint, matrices, product, rounded
 from ._over_leading_axes import over_leading_axes
 
@@ -49,7 +50,7 @@ def _factor(a: Array) -> Array:
     return lax.cond(jnp.all(definite), lambda: plain, lambda: jnp.where(definite, plain, _semidefinite(a)))
 
 
-@jax.custom_jvp
+@custom_jvp
 def _cholesky(a: Array) -> Array:
     return over_leading_axes(_factor)(a)
 

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from robustad.stability._backend import require_error_free
 from robustad.stability._compensated_sum import compensated_sum
+from robustad.stability._custom_jvp import custom_jvp
 from robustad.stability._error_free import two_prod_kernel, two_sum_guarded
 from robustad.stability._two_words import Words, from_float64, rounded
 
@@ -61,7 +62,7 @@ def compensated_polyval(p: ArrayLike, x: ArrayLike) -> Array:
     return _derivative(0, p, jnp.broadcast_to(x, shape))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _derivative(order: int, p: Array, x: Array) -> Array:
     """The derivative of that order at `x`; the axes of `p` but the first are those of `x`, or 1."""
     if p.shape[0] <= order:
@@ -83,7 +84,7 @@ def _derivative_jvp(order: int, primals, tangents):
     return value, tangent
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@functools.partial(custom_jvp, nondiff_argnums=(0, 1))
 def _powers(order: int, terms: int, x: Array) -> Array:
     """The derivatives of that order of x ** (terms - 1), ..., x, 1, along a new first axis."""
     basis = jnp.eye(terms, dtype=x.dtype).reshape(terms, terms, *[1] * x.ndim)

@@ -16,6 +16,7 @@ from robustad import _jaxpr
 from . import _centring as centring
 from . import _normalizer as normalizer
 from ._arguments import Axes, axes_of, integers
+from ._custom_jvp import custom_jvp
 from ._elementwise import elementwise
 from ._logistic import sigmoid_slope, sigmoid_words, softplus_words
 from ._normalizer import MOST
@@ -62,7 +63,7 @@ def _loss_of(parts: Parts) -> Array:
     return jnp.where(parts.target.valid, loss, jnp.nan)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
 def _hard_loss(a: Array, labels: Array, axis: int) -> Array:
     parts = _parts(a, labels, axis, bounded=False)
     infinite = parts.total.maximum == jnp.inf
@@ -76,7 +77,7 @@ def _hard_loss_jvp(axis: int, primals: tuple[Array, Array], tangents: tuple[Arra
     return loss, jnp.sum(slope * t, axis, keepdims=True)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
 def _hard_loss_and_gradient(a: Array, labels: Array, axis: int) -> tuple[Array, Array]:
     """The gradient is p - y, at the label -(1 - p) from the sum of the others; 0 at a label that is masked."""
     parts = _parts(a, labels, axis, bounded=True)
@@ -98,7 +99,7 @@ def _hard_loss_and_gradient_jvp(axis: int, primals: tuple[Array, Array], tangent
     return (loss, slope), (jnp.sum(slope * t, axis, keepdims=True), turn)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _weighted(weight: Array, nats: Array) -> Array:
     """weight · nats, 0 where the weight is 0, also where the nats are infinite."""
     return jnp.where(weight == 0, 0, weight * nats)

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability._backend import require_error_free
+from robustad.stability._custom_jvp import custom_jvp
 
 # ---- kernels
 
@@ -64,7 +65,7 @@ def opaque(x: Array) -> Array:
     return rounded_once(lax.optimization_barrier(x))
 
 
-@jax.custom_jvp
+@custom_jvp
 def rounded_once(x: Array) -> Array:
     """x, rounded to its dtype: no product is contracted through it. Unlike `opaque` it can be fused with its neighbours.
 
@@ -203,7 +204,7 @@ def two_prod(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
 
 def _with_zero_tangent_of_the_error(transform, plain):
     """`transform` as a custom_jvp function whose first output has the tangent of `plain` and whose second has none."""
-    function = jax.custom_jvp(transform)
+    function = custom_jvp(transform)
 
     @function.defjvp
     def rule(primals, tangents):

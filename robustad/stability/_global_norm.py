@@ -10,6 +10,7 @@ from jax import Array
 from robustad._jaxpr import varying_alike
 from robustad.stability import _exact_dot
 from robustad.stability._arguments import floating, wider
+from robustad.stability._custom_jvp import custom_jvp
 from robustad.stability._order_free import kernels
 from robustad.stability._primitive import batch_first, linear_primitive
 from robustad.stability._reproducible_dot import reproducible_dot
@@ -60,7 +61,7 @@ _norms = linear_primitive(  # of the rows; its derivative is below
 )
 
 
-@jax.custom_jvp
+@custom_jvp
 def _norm(x: Array) -> Array:
     return _norms(x[None])[0]
 

@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
+from ._custom_jvp import custom_jvp
 
 
 def _peaks(x: Array, axis: int) -> Array:
@@ -66,7 +67,7 @@ def _term_by_term(a: Array, b: Array, like: Array) -> Array:
     return jnp.where(m == jnp.inf, jnp.inf, c + lax.log(s))
 
 
-@jax.custom_jvp
+@custom_jvp
 def _log_matmul(a: Array, b: Array) -> Array:
     product = _product(a, b)
     value = _peaks(a, -1) + _peaks(b, -2) + lax.log(product)

@@ -14,16 +14,17 @@ from jax.typing import ArrayLike
 from . import _normalizer as normalizer
 from ._arguments import Axes, Axis, axes_of, counted, masked
 from ._centring import Row, constant, of_mean, row_of, row_of_total
+from ._custom_jvp import custom_jvp
 from ._log_exp import logaddexp
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def log_sum(a: Array, axes: Axes) -> Array:
     """log Σ exp(a), the axes kept."""
     return normalizer.log_total(a, normalizer.total(a, axes, bounded=False), axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def _log_sum_and_row(a: Array, axes: Axes) -> tuple[Array, Row]:
     """The same, with the row that its derivative needs: of the same exponentials."""
     total = normalizer.total(a, axes)
@@ -44,7 +45,7 @@ def _log_sum_and_row_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Arra
     return (value, row), (of_mean(a, row, t, axes), constant(row))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
 def _weighted(a: Array, b: Array, axes: Axes) -> tuple[Array, Array]:
     """(log|Σ b exp(a)|, its sign), the axes kept."""
     counted = jnp.where(b == 0, -jnp.inf, a)
@@ -188,7 +189,7 @@ def _log_mean(a: Array, mask: Array | None, axes: Axes) -> Array:
     return _log_mean_of(a, mask, axes)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
 def _log_mean_of(a: Array, mask: Array | None, axes: Axes) -> Array:
     m = normalizer.maximum(a, axes)
     d = jnp.where(a == m, 0, a - m)

@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from ._arguments import Axis, axes_of
+from ._custom_jvp import custom_jvp
 from ._norms import inexact_array, largest_of, least_safe_square, power_of_two_near, scaled, working
 from ._over_leading_axes import over_leading_axes
 
@@ -43,7 +44,7 @@ def _safe_mean(axes: _Axes, x: Array, mask: Array | None) -> Array:
     return lax.cond(jnp.all(finite), lambda: total / count, careful)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def _mean(axes: _Axes, x: Array, mask: Array | None) -> Array:
     return over_leading_axes(functools.partial(_safe_mean, axes))(x, mask)
 
@@ -95,7 +96,7 @@ def _deviations(axes: _Axes, x: Array, mask: Array | None) -> tuple[Array, Array
     return lax.cond(jnp.all(right), lambda: (one, zero, mean, squares), careful)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@functools.partial(custom_jvp, nondiff_argnums=(0, 1))
 def _spread(axes: _Axes, ddof: float, x: Array, mask: Array | None) -> tuple[Array, Array, Array, Array]:
     """The variance, the standard deviation, and their gradients in x."""
     scale, start, centre, squares = over_leading_axes(functools.partial(_deviations, axes))(x, mask)

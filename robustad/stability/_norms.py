@@ -17,6 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from ._arguments import Axis, axes_of
+from ._custom_jvp import custom_jvp
 from ._over_leading_axes import over_leading_axes
 from ._plane import hypot
 from ._significand import shifted, significand
@@ -68,7 +69,7 @@ def _size(axes: Sequence[_Axes], leaves: Sequence[Array]) -> tuple[Array, Array]
     return lax.cond(jnp.all(right), lambda: (plain, jnp.ones_like(plain)), careful)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(custom_jvp, nondiff_argnums=(0,))
 def norm_and_units(axes: tuple[_Axes, ...], leaves: list[Array]) -> tuple[Array, list[Array]]:
     """The joint norm of float32 or float64 arrays over the given axes of each, and the arrays divided by it; 0 by 0 is 0."""
     size, scale = over_leading_axes(functools.partial(_size, axes))(leaves)
@@ -88,7 +89,7 @@ def _norm_and_units_jvp(axes, primals, tangents):
     return (norm, units), (along, turns)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@functools.partial(custom_jvp, nondiff_argnums=(0, 1))
 def _power_norm_and_slope(p: float, axis: _Axes, x: Array) -> tuple[Array, Array]:
     r"""(Σ|x|ᵖ)^(1/p) and its gradient sign(x) (|x|/norm)ᵖ⁻¹."""
     norm, ratio = _power_norm_and_ratio(p, axis, x)

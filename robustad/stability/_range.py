@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from ._custom_jvp import custom_jvp
 from ._norms import inexact_array
 
 
@@ -109,7 +110,7 @@ def _outside(x: Array, dtype: np.dtype) -> Array:
     return classes["overflow"] | jnp.isinf(x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def _saturate(x: Array, dtype: np.dtype) -> Array:
     largest = jnp.full(x.shape, ml_dtypes.finfo(dtype).max, dtype)
     return jnp.where(_outside(x, dtype), jnp.where(x < 0, -largest, largest), x.astype(dtype))

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from . import _normalizer as normalizer
 from . import _words as words
 from ._arguments import Axes, Axis, axes_of
+from ._custom_jvp import custom_jvp
 from ._primitive import batch_first, linear_primitive
 
 
@@ -99,7 +100,7 @@ def _plain(scaled: Scaled) -> Array:
     return words.scale(m, jnp.clip(k, -limit, limit))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def _prod(x: Array, axes: Axes) -> Array:
     return _plain(_product(x, axes))
 

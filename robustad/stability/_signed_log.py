@@ -21,11 +21,12 @@ from jax.typing import ArrayLike
 from . import _normalizer as normalizer
 from ._arguments import Axes, Axis, axes_of
 from ._compensated_sum import compensated_sum
+from ._custom_jvp import custom_jvp
 from ._log_exp import log1mexp
 from ._logistic import log1pexp
 
 
-@jax.custom_jvp
+@custom_jvp
 def _split(v: Array, c: Array) -> tuple[Array, Array]:
     """(s, x) of v exp(c)."""
     some = v != 0
@@ -40,7 +41,7 @@ def _split_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
     return _split(v, c), (jnp.where(zero, dv, 0), dc + jnp.where(zero, 0, relative))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
 def _sum(s: Array, x: Array, axes: Axes) -> tuple[Array, Array]:
     """(s, x) of Σ s exp(x), the axes kept."""
     c = _sum_shift(s, x, axes)
@@ -80,7 +81,7 @@ def _sum_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Array, Ar
     return value, _sum_tangent(primals, tangents, value, axes)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _add(s: Array, x: Array, t: Array, y: Array) -> tuple[Array, Array]:
     """s exp(x) + t exp(y), of numbers of opposite sign by log(1 - exp(-|x - y|))."""
     swap = (s == 0) | ((t != 0) & (y > x))
@@ -102,7 +103,7 @@ def _add_jvp(primals, tangents):
     return value, (ds[0], dx[0])
 
 
-@jax.custom_jvp
+@custom_jvp
 def _infinity_at_zero(s: Array) -> Array:
     return jnp.where(s == 0, jnp.inf, 0).astype(s.dtype)
 

@@ -13,9 +13,10 @@ from . import _centring as centring
 from . import _normalizer as normalizer
 from ._arguments import Axes, Axis, axes_of
 from ._centring import Row
+from ._custom_jvp import custom_jvp
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def _softmax(a: Array, axes: Axes) -> tuple[Array, Row]:
     row = centring.row_of(a, axes)
     return centring.shares(a, row), row
@@ -28,7 +29,7 @@ def _softmax_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     return (p, row), (centring.of_shares(a, row, t, axes), centring.constant(row))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def _log_softmax(a: Array, axes: Axes) -> Array:
     total = normalizer.total(a, axes)
     log_of_sum = normalizer.log_of_sum(normalizer.share_of_maximum(total), normalizer.rest(a, total, axes))

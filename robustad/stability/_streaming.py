@@ -13,9 +13,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
 from ._arguments import axes_of, without
+from ._custom_jvp import custom_jvp
 
 
-@jax.custom_jvp
+@custom_jvp
 def _terms(a: Array, c: Array) -> Array:
     return normalizer.terms(a, c)
 
@@ -110,7 +111,7 @@ class LogSumExp:
         return jnp.sign(self.sum)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+@functools.partial(custom_jvp, nondiff_argnums=(1,))
 def _largest(m: Array, axis_name: Any) -> Array:
     return lax.pmax(m, axis_name)
 

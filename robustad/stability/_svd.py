@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from ._custom_jvp import custom_jvp
 from ._gaps import adjoint, inverse_or_zero, matrices, product, rounded, scale_of, tie_tolerance
 
 
-@jax.custom_jvp
+@custom_jvp
 def _svd(a: Array) -> tuple[Array, Array, Array]:
     scale = scale_of(a)
     u, s, vh = lax.linalg.svd(a * (1 / scale)[..., None, None].astype(a.dtype), full_matrices=False)

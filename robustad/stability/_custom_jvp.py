@@ -1,0 +1,132 @@
+"""`jax.custom_jvp` whose rules hold in every order through every loop.
+
+Partial evaluation in jax 0.10.2 forgets the rules of `jax.custom_jvp` functions, anybody's, in the part of a scanned program
+that depends on unknown values, and differentiates their bodies instead: second derivatives in reverse mode through
+`lax.scan` are then those of the body, or an error. A primitive keeps its rule.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+from robustad._jaxpr import is_traced
+
+_Rule = Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
+
+_call = Primitive("custom_jvp_primitive")
+_call.multiple_results = True
+
+
+class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
+    """As `jax.custom_jvp`, for functions of positional arguments; those in `nondiff_argnums` are hashable."""
+
+    def __init__(self, function: Callable[..., Any], nondiff_argnums: tuple[int, ...] = ()):
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._signature = inspect.signature(function)
+        self._static = nondiff_argnums
+        self._compiled = jax.jit(function, static_argnums=nondiff_argnums)
+
+    def defjvp(self, rule: Callable[..., Any], symbolic_zeros: bool = False) -> Callable[..., Any]:
+        """Sets the rule, `rule(*nondiff, primals, tangents) -> (outputs, tangents)`; returns it."""
+        self._rule, self._symbolic_zeros = rule, symbolic_zeros
+        return rule
+
+    def __call__(self, *given: Any) -> Any:
+        bound = self._signature.bind(*given)
+        bound.apply_defaults()
+        args = bound.args
+        operands, tree = jax.tree.flatten(tuple(a for i, a in enumerate(args) if i not in self._static))
+        if not any(map(is_traced, operands)):
+            return self._function(*args)  # nothing can ask for a derivative
+        traced = self._compiled.trace(*args)
+        static = tuple(args[i] for i in self._static)
+        outputs = _call.bind(*operands, call_jaxpr=traced.jaxpr, rule=functools.partial(self._on_leaves, static, tree))
+        return jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
+
+    def _on_leaves(self, static: tuple[Any, ...], tree: Any, primals: Sequence[Any], tangents: Sequence[Any]):
+        if not self._symbolic_zeros:
+            tangents = [ad.instantiate_zeros(t) for t in tangents]
+        tangents = [SymbolicZero(t.aval) if type(t) is ad.Zero else t for t in tangents]
+        outputs, steps = self._rule(*static, jax.tree.unflatten(tree, primals), jax.tree.unflatten(tree, tangents))
+        return jax.tree.leaves(outputs), [
+            ad.Zero(t.aval) if isinstance(t, SymbolicZero) else t for t in jax.tree.leaves(steps)
+        ]
+
+
+@_call.def_impl
+def _evaluate(*operands: Array, call_jaxpr: Any, rule: _Rule) -> list[Array]:
+    return jaxpr_as_fun(call_jaxpr)(*operands)
+
+
+@_call.def_abstract_eval
+def _abstract(*avals: Any, call_jaxpr: Any, rule: _Rule) -> list[Any]:
+    return call_jaxpr.out_avals
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any, rule: _Rule):
+    return rule(primals, tangents)
+
+
+def _transpose(cotangents: Sequence[Any], *operands: Any, call_jaxpr: Any, rule: _Rule) -> list[Any]:
+    """Of a call that is linear in some operands: its own program is, and has the transpose."""
+    linear = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+
+    def function(*steps: Array) -> list[Array]:
+        filled = dict(zip(linear, steps))
+        return jaxpr_as_fun(call_jaxpr)(*(filled.get(i, operand) for i, operand in enumerate(operands)))
+
+    transposed = jax.linear_transpose(function, *(operands[i].aval for i in linear))
+    results = dict(zip(linear, transposed([ad.instantiate_zeros(c) for c in cotangents])))
+    return [results.get(i) for i in range(len(operands))]
+
+
+def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, call_jaxpr: Any, rule: _Rule):
+    if all(i is None for i in batch_axes):
+        outputs = _call.bind(*operands, call_jaxpr=call_jaxpr, rule=rule)
+        return outputs, [None] * len(outputs)
+    over = functools.partial(jax.vmap, axis_size=axis.size, axis_name=axis.name, spmd_axis_name=axis.spmd_name)
+
+    def batched_rule(primals: Sequence[Any], tangents: Sequence[Any]):
+        given = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+        zeros: list[bool] = []
+
+        def one(primals: Sequence[Any], steps: Sequence[Any]):
+            filled = [ad.Zero(jax.typeof(p).to_tangent_aval()) for p in primals]
+            for i, step in zip(given, steps):
+                filled[i] = step
+            outputs, steps = rule(primals, filled)
+            zeros[:] = [type(t) is ad.Zero for t in steps]
+            return outputs, [t for t in steps if type(t) is not ad.Zero]
+
+        axes = (list(batch_axes), [batch_axes[i] for i in given])
+        outputs, steps = over(one, in_axes=axes)(list(primals), [tangents[i] for i in given])
+        left = iter(steps)
+        return outputs, [
+            ad.Zero(jax.typeof(output).to_tangent_aval()) if zero else next(left)
+            for output, zero in zip(outputs, zeros)
+        ]
+
+    function = over(jaxpr_as_fun(call_jaxpr), in_axes=tuple(batch_axes))
+    if any(map(is_traced, operands)):
+        outputs = _call.bind(*operands, call_jaxpr=jax.make_jaxpr(function)(*operands), rule=batched_rule)
+    else:
+        outputs = function(*operands)
+    return outputs, [0] * len(outputs)
+
+
+def _lower(ctx: Any, *operands: Any, call_jaxpr: Any, rule: _Rule) -> Any:
+    return mlir.lower_fun(jaxpr_as_fun(call_jaxpr), multiple_results=True)(ctx, *operands)
+
+
+ad.primitive_jvps[_call] = _jvp
+ad.primitive_transposes[_call] = _transpose
+batching.fancy_primitive_batchers[_call] = _batch
+mlir.register_lowering(_call, _lower)
