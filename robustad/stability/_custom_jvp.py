@@ -3,6 +3,8 @@
 Partial evaluation in jax 0.10.2 forgets the rules of `jax.custom_jvp` functions, anybody's, in the part of a scanned program
 that depends on unknown values, and differentiates their bodies instead: second derivatives in reverse mode through
 `lax.scan` are then those of the body, or an error. A primitive keeps its rule.
+
+Under `vmap` every output of it is mapped: functions with collectives, whose outputs may not be, stay with `jax.custom_jvp`.
 """
 
 import functools

@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from robustad.stability import _digits, _exact
 from robustad.stability._accumulator import Accumulator, AxisName, names
 from robustad.stability._arguments import Axis, axes_of, floating, without
-from robustad.stability._custom_jvp import custom_jvp
 from robustad.stability._order_free import in_the_middle, order_free_sum
 
 
@@ -52,7 +51,7 @@ def reproducible_psum(x: ArrayLike, axis_name: AxisName, *, axis: Axis = ()) -> 
     return _psum(x, names(axis_name), axes_of("reproducible_psum", axis, x.ndim))
 
 
-@functools.partial(custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _psum(x: Array, axis_names: tuple, axes: tuple[int, ...]) -> Array:
     return _exact_psum(x, axis_names=axis_names, axes=axes)
 

@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 from . import _normalizer as normalizer
 from ._arguments import Axes, axes_of, integers
 from ._cross_entropy import target_of
-from ._custom_jvp import custom_jvp
 from ._normalizer import MOST, Total
 
 
@@ -31,7 +30,7 @@ def _rest(p: Array, total: Total, axes: Axes, name: str) -> Array:
     return jnp.where(largest > MOST, others, 1 - largest)
 
 
-@functools.partial(custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _shares(a: Array, axes: Axes, name: str) -> tuple[Array, Array]:
     """The shares, and what the largest of a row leaves, which carries no derivative."""
     total = _total(a, axes, name)
@@ -49,7 +48,7 @@ def _shares_jvp(axes: Axes, name: str, primals: tuple[Array], tangents: tuple[Ar
     return (p, q), (p * jnp.where(top, q * t - others, t - whole), jnp.zeros_like(q))
 
 
-@functools.partial(custom_jvp, nondiff_argnums=(1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _log_sum(a: Array, axes: Axes, name: str) -> Array:
     total = _total(a, axes, name)
     value = total.shift + lax.log(total.sum)
@@ -63,7 +62,7 @@ def _log_sum_jvp(axes: Axes, name: str, primals: tuple[Array], tangents: tuple[A
     return _log_sum(a, axes, name), lax.psum(jnp.sum(p * t, axes, keepdims=True), name)
 
 
-@functools.partial(custom_jvp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _loss(a: Array, labels: Array, axis: int, name: str) -> Array:
     total = _total(a, (axis,), name)
     _, q = _shares(a, (axis,), name)
@@ -80,7 +79,7 @@ def _target(a: Array, labels: Array, axis: int, name: str) -> tuple[Array, Array
     return lax.psum(target.logit, name), valid, target.index
 
 
-@functools.partial(custom_jvp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _slope(a: Array, labels: Array, axis: int, name: str) -> Array:
     """p - y, at the label -(1 - p) from the sum of the others; 0 at a label that is masked."""
     p, q = _shares(a, (axis,), name)
