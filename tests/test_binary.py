@@ -164,3 +164,15 @@ def test_quadratic_roots_at_edges():
     np.testing.assert_allclose(f(1e30, -3e30, 2e30), [1, 2], rtol=1e-6)
     curvature = jax.hessian(lambda b: f(1.0, b, -4.0)[1])(2.0)  # of (-b + √(b² + 16))/2: 8/(b² + 16)^(3/2)
     np.testing.assert_allclose(curvature, 8 / 20**1.5, rtol=1e-6)
+
+
+def test_power_at_zero_in_every_order():
+    """x³ has the third derivative 6; JAX's is NaN for x² and x."""
+
+    def third(f):
+        return [float(jax.grad(jax.grad(jax.grad(f)))(0.0, y)) for y in (0.0, 1.0, 2.0, 3.0, 4.0)]
+
+    assert third(stability.power) == [0, 0, 0, 6, 0]
+    assert np.isnan(third(jnp.power)[:3]).all()
+    mixed = jax.grad(jax.grad(jax.grad(stability.power)), 1)(2.0, 3.0)  # xʸ⁻² (2 y - 1 + y (y - 1) log x)
+    assert ulps(mixed, 2 * (5 + 6 * np.log(2.0))) <= 4

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.custom_derivatives import SymbolicZero
 
 from robustad import stability as st
 from robustad.stability._custom_jvp import custom_jvp
@@ -65,27 +66,74 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_hessian_through_a_scan_is_that_of_the_unrolled_loop(name):
+def test_the_hessian_through_a_scan_of_remat_and_vmap_is_that_of_the_unrolled_loop(name):
     f = FUNCTIONS[name]
     want = np.asarray(jax.jit(jax.hessian(lambda x: f(x[0]) + f(x[1])))(X))
-    got = np.asarray(jax.jit(jax.hessian(scanned(f)))(X))
     bound = 16 * np.finfo(np.float32).eps * np.abs(want).max()
-    np.testing.assert_allclose(got, want, rtol=0, atol=bound)
+    for g in (scanned(f), scanned(jax.checkpoint(f)), scanned(lambda row: jax.vmap(f)(row[None])[0])):
+        np.testing.assert_allclose(jax.jit(jax.hessian(g))(X), want, rtol=0, atol=bound)
+
+
+@custom_jvp
+def scaled(x, y):
+    """x y, with the derivative 3 y in x and 5 in y: only the rule says so."""
+    return x * y, x
+
+
+@functools.partial(scaled.defjvp, symbolic_zeros=True)
+def scaled_rule(primals, tangents):
+    (x, y), (dx, dy) = primals, tangents
+    terms = [factor * t for factor, t in ((3 * y, dx), (5.0, dy)) if not isinstance(t, SymbolicZero)]
+    return scaled(x, y), (sum(terms), dx)
 
 
 def test_vmap_with_a_tangent_on_some_operands():
+    """First and mixed second derivatives of a scan over mapped calls."""
+    y = jnp.float32(4)
+    mapped = jax.vmap(scaled, in_axes=(0, None))
+
+    def total(x, y):
+        return jax.lax.scan(lambda total, row: (total + mapped(row, y)[0].sum(), None), 0.0, x)[0]
+
+    gradient = jax.grad(total, (0, 1))(X, y)
+    assert np.array_equal(gradient[0], np.full_like(X, 12)) and gradient[1] == 5 * X.size
+    mixed = jax.jacrev(jax.grad(total), 1)(X, y)
+    assert np.array_equal(mixed, np.full_like(X, 3))
+
+
+def test_a_branch_on_a_scalar_stays_one_under_vmap():
+    def doubled_with(decorator):
+        @decorator
+        def doubled(x):
+            return 2 * x
+
+        def rule(primals, tangents):
+            (x,), (t,) = primals, tangents
+            return doubled(x), jax.lax.cond(jnp.all(x > 0), lambda t: 2 * t, lambda t: 3 * t, t)
+
+        doubled.defjvp(rule)
+        return jax.vmap(doubled)
+
+    leading = doubled_with(functools.partial(custom_jvp, over_leading_axes=True))
+    direction = jnp.ones_like(X)
+    assert "cond" in str(jax.make_jaxpr(lambda x: jax.jvp(leading, (x,), (direction,)))(X))
+    assert np.array_equal(jax.grad(lambda x: leading(x).sum())(X), np.full_like(X, 2))
+    assert np.array_equal(jax.grad(lambda x: leading(x).sum())(-X), np.full_like(X, 3))
+    # vmap of a rule makes a select of the branch, which has no transpose
+    with pytest.raises(NotImplementedError, match="stop_gradient"):
+        jax.grad(lambda x: doubled_with(custom_jvp)(x).sum())(X)
+
+
+def test_a_linear_function_has_a_transpose():
     @custom_jvp
-    def product(x, y):
-        return x * y, x
+    def weighted(x, y):
+        return 3 * x + y, 2 * x
 
-    def rule(primals, tangents):
-        (x, y), (dx, _) = primals, tangents
-        return product(x, y), (dx * y, dx)
-
-    product.defjvp(rule, symbolic_zeros=True)
-    x, y = jnp.arange(3.0), jnp.float32(4)
-    gradients = jax.vmap(jax.grad(lambda x, y: product(x, y)[0]), in_axes=(0, None))(x, y)
-    assert np.array_equal(gradients, [4, 4, 4])
+    ones = jnp.ones(2)
+    x, y = jax.linear_transpose(weighted, ones, ones)((ones, ones))
+    assert np.array_equal(x, [5, 5]) and np.array_equal(y, [1, 1])
+    (x,) = jax.linear_transpose(lambda x: weighted(x, ones * 0), ones)((ones, ones))
+    assert np.array_equal(x, [5, 5])
 
 
 def test_positional_defaults_and_static_arguments():

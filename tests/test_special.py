@@ -216,3 +216,17 @@ def test_the_oracle_agrees_with_mpmath(entry):
             ]
             for (high, low), truth in zip([*value, *first, *second], expected):
                 assert abs(mp.mpf(high) + low - truth) <= 1e-18 * abs(truth) + 1e-25
+
+
+@pytest.mark.parametrize("name", ["sqrt", "asin", "acos", "asinh", "atanh", "acosh", "log1psq", "expm1_over_x", "log1mexp"])
+def test_third_derivatives_in_reverse_mode(name):
+    """Of second derivatives that are differentiated as they stand: finite at 0 and wherever a branch is not taken."""
+    points = {"acosh": [1.25, 3.0, 3e4], "sqrt": [0.25, 3.0], "log1mexp": [0.5, 3.0, 50.0]}.get(name, [-0.625, 0.0, 0.25])
+    function = getattr(stability, name)
+    third = jax.jit(jax.vmap(jax.grad(jax.grad(jax.grad(function)))))(jnp.array(points))
+    with mpmath.workdps(60):
+        shifted = [mp.mpf(x) + mp.mpf("1e-15") for x in points]  # 0 is a hole of some formulas
+        truth = np.array([float(mp.re(mp.diff(MPMATH[name], x, 3))) for x in shifted])
+    error = ulps(third, truth)
+    assert (error[np.abs(truth) > 1e-10] <= 16).all(), (third, truth, error)
+    assert (np.abs(third)[np.abs(truth) <= 1e-10] <= 1e-10).all(), third

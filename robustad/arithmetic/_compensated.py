@@ -15,6 +15,7 @@ from robustad.arithmetic._double_word_arithmetic import evaluate, is_plain
 from robustad.arithmetic._double_word_rules import narrowed
 from robustad.arithmetic._linear_walk import directional, walked
 from robustad.stability._backend import require_error_free
+from robustad.stability._custom_jvp import custom_jvp
 
 
 def compensated(f: Callable[..., Any], *, words: bool = False) -> Callable[..., Any]:
@@ -124,7 +125,7 @@ def _rounded(x: Any) -> Any:
 def _in_double_words(f: Callable[..., list[Any]], operands: Sequence[Any]) -> list[Any]:
     """The outputs of `f` on arrays or pairs; floating ones as pairs of their own dtype. Differentiable again and again."""
 
-    @jax.custom_jvp
+    @custom_jvp
     def walk(operands: list[Any]) -> list[Any]:
         program, _ = _jaxpr.trace(f, *map(_rounded, operands))
         dtypes = [_jaxpr.aval(out).dtype for out in program.outputs]

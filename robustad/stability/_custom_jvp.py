@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, jaxpr_as_fun
@@ -27,13 +28,20 @@ _call.multiple_results = True
 
 
 class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
-    """As `jax.custom_jvp`, for functions of positional arguments; those in `nondiff_argnums` are hashable."""
+    """As `jax.custom_jvp`, for functions of positional arguments; those in `nondiff_argnums` are hashable.
 
-    def __init__(self, function: Callable[..., Any], nondiff_argnums: tuple[int, ...] = ()):
+    A function `over_leading_axes` takes any number of leading axes, which broadcast: `vmap` gives it one more, of size 1 where
+    an operand is not mapped, in place of a batched rule. Its branches on a scalar, in its rule too, remain branches.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], nondiff_argnums: tuple[int, ...] = (), over_leading_axes: bool = False
+    ):
         functools.update_wrapper(self, function)
         self._function = function
         self._signature = inspect.signature(function)
         self._static = nondiff_argnums
+        self._over_leading_axes = over_leading_axes
         self._compiled = jax.jit(function, static_argnums=nondiff_argnums)
 
     def defjvp(self, rule: Callable[..., Any], symbolic_zeros: bool = False) -> Callable[..., Any]:
@@ -50,8 +58,19 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
             return self._function(*args)  # nothing can ask for a derivative
         traced = self._compiled.trace(*args)
         static = tuple(args[i] for i in self._static)
-        outputs = _call.bind(*operands, call_jaxpr=traced.jaxpr, rule=functools.partial(self._on_leaves, static, tree))
+        outputs = _call.bind(
+            *operands,
+            call_jaxpr=traced.jaxpr,
+            rule=functools.partial(self._on_leaves, static, tree),
+            over_leading_axes=functools.partial(self._outputs, static, tree) if self._over_leading_axes else None,
+        )
         return jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
+
+    def _outputs(self, static: tuple[Any, ...], tree: Any, *operands: Any) -> list[Any]:
+        args = list(jax.tree.unflatten(tree, operands))
+        for i, value in zip(self._static, static):  # sorted
+            args.insert(i, value)
+        return jax.tree.leaves(self(*args))
 
     def _on_leaves(self, static: tuple[Any, ...], tree: Any, primals: Sequence[Any], tangents: Sequence[Any]):
         if not self._symbolic_zeros:
@@ -64,20 +83,20 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
 
 
 @_call.def_impl
-def _evaluate(*operands: Array, call_jaxpr: Any, rule: _Rule) -> list[Array]:
+def _evaluate(*operands: Array, call_jaxpr: Any, **_: Any) -> list[Array]:
     return jaxpr_as_fun(call_jaxpr)(*operands)
 
 
 @_call.def_abstract_eval
-def _abstract(*avals: Any, call_jaxpr: Any, rule: _Rule) -> list[Any]:
+def _abstract(*avals: Any, call_jaxpr: Any, **_: Any) -> list[Any]:
     return call_jaxpr.out_avals
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, call_jaxpr: Any, rule: _Rule):
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rule: _Rule, **_: Any):
     return rule(primals, tangents)
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, call_jaxpr: Any, rule: _Rule) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, call_jaxpr: Any, **_: Any) -> list[Any]:
     """Of a call that is linear in some operands: its own program is, and has the transpose."""
     linear = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
 
@@ -90,10 +109,21 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, call_jaxpr: Any, rule:
     return [results.get(i) for i in range(len(operands))]
 
 
-def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, call_jaxpr: Any, rule: _Rule):
+def _batch(
+    axis: Any,
+    operands: Sequence[Array],
+    batch_axes: Sequence[int | None],
+    *,
+    call_jaxpr: Any,
+    rule: _Rule,
+    over_leading_axes: Callable[..., list[Array]] | None,
+):
     if all(i is None for i in batch_axes):
-        outputs = _call.bind(*operands, call_jaxpr=call_jaxpr, rule=rule)
+        outputs = _call.bind(*operands, call_jaxpr=call_jaxpr, rule=rule, over_leading_axes=over_leading_axes)
         return outputs, [None] * len(outputs)
+    if over_leading_axes:
+        outputs = over_leading_axes(*(x[None] if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(operands, batch_axes)))
+        return outputs, [0] * len(outputs)
     over = functools.partial(jax.vmap, axis_size=axis.size, axis_name=axis.name, spmd_axis_name=axis.spmd_name)
 
     def batched_rule(primals: Sequence[Any], tangents: Sequence[Any]):
@@ -118,13 +148,14 @@ def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None
 
     function = over(jaxpr_as_fun(call_jaxpr), in_axes=tuple(batch_axes))
     if any(map(is_traced, operands)):
-        outputs = _call.bind(*operands, call_jaxpr=jax.make_jaxpr(function)(*operands), rule=batched_rule)
+        program = jax.make_jaxpr(function)(*operands)
+        outputs = _call.bind(*operands, call_jaxpr=program, rule=batched_rule, over_leading_axes=None)
     else:
         outputs = function(*operands)
     return outputs, [0] * len(outputs)
 
 
-def _lower(ctx: Any, *operands: Any, call_jaxpr: Any, rule: _Rule) -> Any:
+def _lower(ctx: Any, *operands: Any, call_jaxpr: Any, **_: Any) -> Any:
     return mlir.lower_fun(jaxpr_as_fun(call_jaxpr), multiple_results=True)(ctx, *operands)
 
 

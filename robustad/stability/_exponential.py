@@ -65,7 +65,8 @@ def _exprel(x: Array, order: int) -> Array:
     y = jnp.minimum(jnp.abs(x), 4.0)
     right = words.polynomial(y, [1 / (math.factorial(j) * (j + n + 1)) for j in range(terms)])
     left = words.exp(-y) * words.polynomial(y, [math.factorial(n) / math.factorial(j + n + 1) for j in range(terms)])
-    near = jnp.where(x >= 0, right, left)
+    near, close = jnp.where(x >= 0, right, left), jnp.abs(x) < 4
+    x = jnp.where(close, 4.0, x)
     far = words.expm1(x) / x
     if n >= 1:
         far = (words.exp(x) - far) / x
@@ -77,7 +78,7 @@ def _exprel(x: Array, order: int) -> Array:
     # exp(x) overflows a little before exp(x)/x does: halve the exponent there.
     half = words.exp(0.5 * x)
     far = jnp.where(big & jnp.isfinite(half), (half / x) * (half * (1 - n / x + (n * (n - 1)) / (x * x))), far)
-    return jnp.where(jnp.abs(x) < 4, near, far)
+    return jnp.where(close, near, far)
 
 
 _exprel_second = elementwise()(lambda x: _exprel(x, 2))

@@ -8,6 +8,8 @@ from jax import Array, lax
 from . import _words as words
 from ._elementwise import elementwise
 from ._logistic import sigmoid_curvature, tanh_value
+from ._log_exp import csch_squared
+from ._logarithm import square_hides_1
 from ._roots import one_minus_square
 
 
@@ -64,15 +66,7 @@ def _sinh(y: Array) -> Array:
     return 0.5 * (m + m / (1 + m))
 
 
-def _csch_squared(x: Array) -> Array:
-    """1/sinh²: by the exponential where sinh overflows."""
-    y = jnp.abs(x)
-    far = words.exp(-2 * y, factor=4.0) / jnp.square(words.expm1(-2 * y))
-    m = words.expm1(2 * jnp.minimum(y, 2.0))
-    return jnp.where(y < 2, words.over_square(4 * (1 + m), m), far)
-
-
-_logabssinh_second = elementwise()(lambda x: -_csch_squared(x))
+_logabssinh_second = elementwise()(lambda x: -csch_squared(2 * jnp.abs(x), factor=4.0))
 _logabssinh_first = elementwise(_logabssinh_second)(lambda x: 1 / tanh_value(x))
 
 
@@ -134,7 +128,7 @@ def logabstanh(x: Array) -> Array:
 
 def _atanh_second(x: Array) -> Array:
     q = one_minus_square(x)
-    return jnp.where(jnp.abs(x) == 1, x * jnp.inf, 2 * x / (q * q))
+    return 2 * x / (q * q)
 
 
 _atanh_first = elementwise(elementwise()(_atanh_second))(
@@ -156,15 +150,16 @@ def atanh(x: Array) -> Array:
 
 
 def _asinh_first(x: Array) -> Array:
-    far = jnp.abs(x) > 2.0**30
+    far = jnp.abs(x) > square_hides_1(x)
     return jnp.where(far, 1 / jnp.abs(x), 1 / jnp.sqrt(1 + jnp.square(jnp.where(far, 0.0, x))))
 
 
 def _asinh_second(x: Array) -> Array:
-    far = jnp.abs(x) > 2.0**30
+    far = jnp.abs(x) > square_hides_1(x)
     y = jnp.where(far, 0.0, x)
     q = 1 + y * y
-    return jnp.where(far, -jnp.sign(x) * (1 / x) * (1 / x), -y / (q * jnp.sqrt(q)))
+    z = jnp.where(far, x, 1.0)
+    return jnp.where(far, -jnp.sign(x) * (1 / z) * (1 / z), -y / (q * jnp.sqrt(q)))
 
 
 @elementwise(elementwise(elementwise()(_asinh_second))(_asinh_first))
@@ -177,7 +172,7 @@ def asinh(x: Array) -> Array:
     1e-30
     """
     y = jnp.abs(x)
-    far = y > 2.0**30
+    far = y > square_hides_1(x)
     z = jnp.where(far, 0.0, y)
     near = words.log1p(z + z * (z / (1 + jnp.sqrt(1 + z * z))))
     return jnp.where(x == 0, x, jnp.sign(x) * jnp.where(far, lax.log(y) + math.log(2), near))
@@ -189,12 +184,12 @@ def _square_minus_1(x: Array) -> Array:
 
 
 def _acosh_first(x: Array) -> Array:
-    far = x > 2.0**30
+    far = x > square_hides_1(x)
     return jnp.where(far, 1 / x, 1 / jnp.sqrt(_square_minus_1(x)))
 
 
 def _acosh_second(x: Array) -> Array:
-    far = x > 2.0**30
+    far = x > square_hides_1(x)
     y = jnp.where(far, 2.0, x)
     q = _square_minus_1(x)
     return jnp.where(far, -(1 / x) * (1 / x), -y / (q * jnp.sqrt(q)))
@@ -209,6 +204,6 @@ def acosh(x: Array) -> Array:
     >>> print(jax.grad(st.acosh)(1e30))
     1e-30
     """
-    far = x > 2.0**30
+    far = x > square_hides_1(x)
     t = jnp.where(far, 0.0, x - 1)
     return jnp.where(far, lax.log(x) + math.log(2), words.log1p(t + jnp.sqrt(t) * jnp.sqrt(t + 2)))

@@ -10,9 +10,9 @@ from ._elementwise import elementwise
 from ._logistic import sigmoid_slope, sigmoid_words
 
 
-def _csch_squared(y: Array) -> Array:
-    """1/(4 sinh²(y/2)), as a product of expm1 that do not overflow."""
-    return -(1 / words.expm1(y)) * (1 / words.expm1(-y))
+def csch_squared(y: Array, factor: float = 1.0) -> Array:
+    """factor/(4 sinh²(y/2)) for y ≥ 0."""
+    return words.over_square(words.exp(-y, factor=factor), words.expm1(-y))
 
 
 def _log1mexp(y: Array) -> Array:
@@ -21,7 +21,7 @@ def _log1mexp(y: Array) -> Array:
     return jnp.where(near, lax.log(-words.expm1(-y)), words.log1p(-words.exp(-y)))
 
 
-_log1mexp_second = elementwise()(lambda x: -_csch_squared(jnp.abs(x)))
+_log1mexp_second = elementwise()(lambda x: -csch_squared(jnp.abs(x)))
 _log1mexp_first = elementwise(_log1mexp_second)(
     lambda x: jnp.where(jnp.signbit(x), -1.0, 1.0) / words.expm1(jnp.abs(x))
 )
@@ -80,7 +80,7 @@ def _logexpm1(x: Array) -> Array:
     )
 
 
-_logexpm1_second = elementwise()(lambda x: -_csch_squared(x))
+_logexpm1_second = elementwise()(lambda x: -csch_squared(x))
 _logexpm1_first = elementwise(_logexpm1_second)(lambda x: jnp.where(x < 0, jnp.nan, -1 / words.expm1(-x)))
 
 
@@ -97,7 +97,7 @@ def logexpm1(x: Array) -> Array:
     return _logexpm1(x)
 
 
-_logit1mexp_second = elementwise()(lambda x: -_csch_squared(-x))
+_logit1mexp_second = elementwise()(lambda x: -csch_squared(-x))
 _logit1mexp_first = elementwise(_logit1mexp_second)(lambda x: jnp.where(x > 0, jnp.nan, 1 / words.expm1(-jnp.abs(x))))
 
 

@@ -8,6 +8,8 @@ there are any, are summed term by term.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -67,8 +69,9 @@ def _term_by_term(a: Array, b: Array, like: Array) -> Array:
     return jnp.where(m == jnp.inf, jnp.inf, c + lax.log(s))
 
 
-@custom_jvp
+@functools.partial(custom_jvp, over_leading_axes=True)
 def _log_matmul(a: Array, b: Array) -> Array:
+    """Of arrays of as many dimensions."""
     product = _product(a, b)
     value = _peaks(a, -1) + _peaks(b, -2) + lax.log(product)
     infinite = (jnp.max(a, -1, keepdims=True, initial=-jnp.inf) == jnp.inf) | (
@@ -162,7 +165,9 @@ def log_matmul(a: ArrayLike, b: ArrayLike) -> Array:
             f"log_matmul: `a` has shape {x.shape} and `b` {y.shape}; expected (..., n, k) and (..., k, m), or vectors (k,)."
         )
     row, column = x.ndim == 1, y.ndim == 1
-    value = _compiled(x[None] if row else x, y[:, None] if column else y)
+    x, y = x[None] if row else x, y[:, None] if column else y
+    ndim = max(x.ndim, y.ndim)
+    value = _compiled(lax.expand_dims(x, range(ndim - x.ndim)), lax.expand_dims(y, range(ndim - y.ndim)))
     if row:
         value = value[..., 0, :]
     return (value[..., 0] if column else value).astype(kind)

@@ -83,22 +83,25 @@ def logmxp1(x: Array) -> Array:
     return _logmxp1(x)
 
 
-_FAR = 2.0**30  # beyond, 1 + x² is x² in float32 and float64
+def square_hides_1(x: Array) -> float:
+    """From there on, 1 + x² is x²: a power of two."""
+    return 2.0 ** (jnp.finfo(x.dtype).nmant // 2 + 2)
 
 
 def _log1psq_first(x: Array) -> Array:
-    far = jnp.abs(x) > _FAR
+    far = jnp.abs(x) > square_hides_1(x)
     y = jnp.where(far, 1.0, x)
     return jnp.where(far, 2 / x, 2 * y / (1 + y * y))
 
 
 def _log1psq_second(x: Array) -> Array:
-    far = jnp.abs(x) > _FAR
+    far = jnp.abs(x) > square_hides_1(x)
     y = jnp.where(far, 1.0, x)
     high, low = words.square(y)
     d, error = words.two_sum(high, words.opaque(1.0, x))
     near = 2 * (1 - y) * (1 + y) / (d * d)
-    return jnp.where(far, -2 * (1 / x) * (1 / x), near - near * (2 * (error + low) / d))
+    z = jnp.where(far, x, 1.0)
+    return jnp.where(far, -2 * (1 / z) * (1 / z), near - near * (2 * (error + low) / d))
 
 
 @elementwise(elementwise(elementwise()(_log1psq_second))(_log1psq_first))
@@ -109,7 +112,7 @@ def log1psq(x: Array) -> Array:
     >>> print(st.log1psq(1e30))
     138.1551
     """
-    far = jnp.abs(x) > _FAR
+    far = jnp.abs(x) > square_hides_1(x)
     return jnp.where(far, 2 * lax.log(jnp.abs(x)), words.log1p(jnp.square(jnp.where(far, 1.0, x))))
 
 

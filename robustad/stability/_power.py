@@ -1,5 +1,10 @@
 """Powers with a real exponent."""
 
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -88,12 +93,24 @@ def _scaled_power(factor: Array, x: Array, y: Array, shift: int) -> Array:
     return jnp.where(noninteger | jnp.isnan(x) & (factor != 0), jnp.nan, value)
 
 
-def _power_x(x: Array, y: Array) -> Array:
-    return _scaled_power(y, x, y, 1)
+def _falling(y: Array, order: int) -> Array:
+    """y (y - 1) ... (y - order + 1)."""
+    return functools.reduce(operator.mul, [y - j for j in range(1, order)], y)
 
 
-def _power_xx(x: Array, y: Array) -> Array:
-    return _scaled_power(y * (y - 1), x, y, 2)
+@functools.cache
+def _in_x(order: int) -> Callable[..., Array]:
+    """The derivative of that order in x."""
+
+    def value(x: Array, y: Array) -> Array:
+        return _scaled_power(_falling(y, order), x, y, order)
+
+    def in_y(x: Array, y: Array) -> Array:
+        factor, slope = jax.jvp(lambda y: _falling(y, order), (y,), (jnp.ones_like(y),))
+        logarithm = jnp.where(factor == 0, 0.0, factor * _logarithm(x)[0])
+        return jnp.where(x < 0, jnp.nan, _scaled_power(slope + logarithm, x, y, order))
+
+    return elementwise(lambda x, y: _in_x(order + 1)(x, y), _mixed if order == 1 else elementwise()(in_y))(value)
 
 
 def _power_y(x: Array, y: Array) -> Array:
@@ -120,7 +137,7 @@ _mixed = elementwise()(_power_xy)
 
 
 @elementwise(
-    elementwise(elementwise()(_power_xx), _mixed)(_power_x),
+    _in_x(1),
     elementwise(_mixed, elementwise()(_power_yy))(_power_y),
 )
 def power(x: Array, y: Array) -> Array:

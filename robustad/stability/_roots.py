@@ -11,7 +11,7 @@ def _sqrt_first(x: Array) -> Array:
     return jnp.where(x == 0, jnp.inf, 0.5 / jnp.sqrt(x))
 
 
-_sqrt_second = elementwise()(lambda x: jnp.where(x == 0, -jnp.inf, -_sqrt_first(x) * (0.5 / x)))
+_sqrt_second = elementwise()(lambda x: -(0.5 / jnp.sqrt(x)) * (0.5 / x))
 
 
 @elementwise(elementwise(_sqrt_second)(_sqrt_first))
@@ -75,7 +75,7 @@ def _sqrt1pm1_first(x: Array) -> Array:
     return 0.5 / jnp.sqrt(1 + x)
 
 
-_sqrt1pm1_second = elementwise()(lambda x: jnp.where(x == -1, -jnp.inf, -_sqrt1pm1_first(x) * (0.5 / (1 + x))))
+_sqrt1pm1_second = elementwise()(lambda x: -_sqrt1pm1_first(x) * (0.5 / (1 + x)))
 
 
 @elementwise(elementwise(_sqrt1pm1_second)(_sqrt1pm1_first))
@@ -100,7 +100,7 @@ def _asin_first(x: Array) -> Array:
 
 def _asin_second(x: Array) -> Array:
     q = one_minus_square(x)
-    return jnp.where(jnp.abs(x) == 1, x * jnp.inf, x / (q * jnp.sqrt(q)))
+    return x / (q * jnp.sqrt(q))
 
 
 _asin_2 = elementwise()(_asin_second)
