@@ -30,8 +30,8 @@ _call.multiple_results = True
 class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
     """As `jax.custom_jvp`, for functions of positional arguments; those in `nondiff_argnums` are hashable.
 
-    A function `over_leading_axes` takes any number of leading axes, which broadcast: `vmap` gives it one more, of size 1 where
-    an operand is not mapped, in place of a batched rule. Its branches on a scalar, in its rule too, remain branches.
+    A function `over_leading_axes` takes any number of leading axes, which broadcast: `vmap` gives it one more, of size 1
+    where an operand is not mapped, in place of a batched rule. Its branches on a scalar, in its rule too, remain branches.
     """
 
     def __init__(
@@ -122,7 +122,9 @@ def _batch(
         outputs = _call.bind(*operands, call_jaxpr=call_jaxpr, rule=rule, over_leading_axes=over_leading_axes)
         return outputs, [None] * len(outputs)
     if over_leading_axes:
-        outputs = over_leading_axes(*(x[None] if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(operands, batch_axes)))
+        outputs = over_leading_axes(
+            *(x[None] if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(operands, batch_axes))
+        )
         return outputs, [0] * len(outputs)
     over = functools.partial(jax.vmap, axis_size=axis.size, axis_name=axis.name, spmd_axis_name=axis.spmd_name)
 

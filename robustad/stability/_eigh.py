@@ -1,5 +1,7 @@
 """Eigenvalues and eigenvectors of Hermitian matrices, with derivatives that are finite at repeated eigenvalues."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -31,7 +33,14 @@ def _symmetrized(a: Array) -> tuple[Array, Array]:
     return _eigh(0.5 * a + 0.5 * adjoint(a))
 
 
-def eigh(a: ArrayLike) -> tuple[Array, Array]:
+class EighResult(NamedTuple):
+    """As `jnp.linalg.eigh` returns them."""
+
+    eigenvalues: Array
+    eigenvectors: Array
+
+
+def eigh(a: ArrayLike) -> EighResult:
     r"""Ascending eigenvalues w and orthonormal eigenvectors v (columns) of Hermitian matrices, :math:`a v = v w`.
 
     With :math:`P = v^H \dot a v`,
@@ -50,7 +59,7 @@ def eigh(a: ArrayLike) -> tuple[Array, Array]:
       a: real symmetric or complex Hermitian matrices, shape (..., n, n), of any scale; only :math:`(a + a^H)/2` counts.
 
     Returns:
-      `(w, v)` of shapes (..., n) and (..., n, n).
+      `(eigenvalues, eigenvectors)` of shapes (..., n) and (..., n, n).
 
     Raises:
       ValueError: `a` is not square.
@@ -59,9 +68,9 @@ def eigh(a: ArrayLike) -> tuple[Array, Array]:
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
     >>> a = jnp.diag(jnp.array([4.0, 1.0, 1.0]))
-    >>> print(jax.grad(lambda a: st.eigh(a)[0][:2].sum())(a).diagonal())
+    >>> print(jax.grad(lambda a: st.eigh(a).eigenvalues[:2].sum())(a).diagonal())
     [0. 1. 1.]
     """
     a, dtype = matrices("eigh", a, square=True)
     w, v = _symmetrized(a)
-    return rounded(w, dtype), rounded(v, dtype)
+    return EighResult(rounded(w, dtype), rounded(v, dtype))

@@ -50,6 +50,7 @@ def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callabl
         kind, given = inspect.Parameter.POSITIONAL_ONLY, inspect.signature(formula).parameters.values()
         names = [inspect.Parameter(p.name, kind) for p in given if p.default is inspect.Parameter.empty]
 
+        @_documented(names)
         @functools.wraps(formula)
         def function(*args: ArrayLike) -> Array:
             if len(args) != len(names):
@@ -61,6 +62,31 @@ def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callabl
         return function
 
     return decorate
+
+
+def _documented(names: list[inspect.Parameter]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Adds what the docstrings of all these functions would repeat, before the example."""
+
+    def add(function: Callable[..., Array]) -> Callable[..., Array]:
+        text, mark, example = inspect.cleandoc(function.__doc__ or "").partition(">>>")
+        if text and "Args:" not in text:
+            arrays = "real array" if len(names) == 1 else "real arrays, which broadcast"
+            contract = _CONTRACT.format(", ".join(name.name for name in names), arrays)
+            function.__doc__ = "\n\n".join(part for part in (text.strip(), contract, mark + example) if part)
+        return function
+
+    return add
+
+
+_CONTRACT = """Args:
+  {}: {}.
+
+Returns:
+  An array of the broadcast shape and promoted dtype; integers become the default float, float16 and bfloat16 are computed
+  in float32 and rounded once.
+
+Raises:
+  TypeError: complex input, or a dtype narrower than 16 bits."""
 
 
 def _promote(name: str, args: tuple[ArrayLike, ...]) -> list[Array]:

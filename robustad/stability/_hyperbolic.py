@@ -7,9 +7,9 @@ from jax import Array, lax
 
 from . import _words as words
 from ._elementwise import elementwise
-from ._logistic import sigmoid_curvature, tanh_value
 from ._log_exp import csch_squared
 from ._logarithm import square_hides_1
+from ._logistic import sigmoid_curvature, tanh_value
 from ._roots import one_minus_square
 
 

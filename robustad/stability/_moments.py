@@ -226,7 +226,7 @@ def std(
     r"""The square root of `var`, in the whole range, although its square may not be representable.
 
     For equal values, a finite kink, the gradient is the subgradient of smallest norm, 0; plain JAX gives NaN. The second
-    derivative is infinite there (NaN in mixed terms). Arguments and errors as for `var`.
+    derivative does not exist there: a Hessian has inf and NaN. Arguments and errors as for `var`.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -153,8 +153,8 @@ def norm(x: ArrayLike, ord: float | str | None = None, axis: Axis = None, keepdi
 
     `jnp.linalg.norm` gives 0 with an infinite gradient at (3e-20, 4e-20), inf at 1e20, NaN for the gradient at 0. Where its
     squares are in range the result has its bits. At the zero vector, a finite kink, the gradient is the subgradient of
-    smallest norm, 0; the second derivative is infinite (NaN in mixed terms). Infinite elements give inf, and count as equal
-    in the gradient, all others as 0 there.
+    smallest norm, 0; the second derivative there is infinite in a direction and undefined between two: a Hessian has inf and
+    NaN. Infinite elements give inf, and count as equal in the gradient, all others as 0 there.
 
     Args:
       x: real or complex array.
@@ -234,7 +234,7 @@ def _normalize(x: Array, axis: _Axes) -> Array:
 def normalize(x: ArrayLike, axis: Axis = -1) -> Array:
     r""":math:`x / \lVert x \rVert` along `axis`, whose squares stay in the range; a zero vector stays zero.
 
-    At a zero vector the direction jumps: derivatives there are infinite (NaN in mixed terms), not hidden.
+    At a zero vector the direction jumps: derivatives there are inf and NaN, not hidden (see `safe_where`).
 
     Args:
       x: real or complex array.
@@ -254,7 +254,10 @@ def normalize(x: ArrayLike, axis: Axis = -1) -> Array:
 
 
 def cosine_similarity(x: ArrayLike, y: ArrayLike, axis: int = -1) -> Array:
-    r""":math:`x \cdot y / (\lVert x \rVert \lVert y \rVert)` along `axis`, in any range; 0 for a zero vector.
+    r""":math:`x \cdot y / (\lVert x \rVert \lVert y \rVert)` along `axis`, in any range, at most 1; 0 for a zero vector.
+
+    At a zero vector the value jumps: the derivative in that vector is inf or NaN, in the other one 0. Where such rows are
+    padding, leave them out by `safe_where`.
 
     Args:
       x, y: real arrays, broadcast against each other.
@@ -278,5 +281,6 @@ def cosine_similarity(x: ArrayLike, y: ArrayLike, axis: int = -1) -> Array:
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     x, y = jnp.broadcast_arrays(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
-    product = normalize(working(x), axis) * normalize(working(y), axis)
-    return jnp.sum(product, axis).astype(dtype)
+    value = jnp.sum(normalize(working(x), axis) * normalize(working(y), axis), axis)
+    # its rounding may pass 1, which an arc cosine would not survive; the derivative does not know
+    return (value - lax.stop_gradient(value - jnp.clip(value, -1, 1))).astype(dtype)

@@ -50,7 +50,8 @@ def hypot(x: Array, y: Array) -> Array:
     r""":math:`\sqrt{x^2 + y^2}` without overflow or underflow of the squares; at the origin the gradient is 0.
 
     Both coordinates are scaled by a power of two. At the origin, a finite kink, the gradient is the subgradient of
-    smallest norm; the second derivatives in x and in y are +inf there, the mixed one is NaN. An infinite coordinate
+    smallest norm; the second derivatives there are infinite in a coordinate and undefined between two: a Hessian has inf and
+    NaN. An infinite coordinate
     gives inf, and infinite coordinates count as equal in the gradient, as they do in the arc tangent.
 
     Args:

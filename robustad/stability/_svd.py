@@ -1,5 +1,7 @@
 """The singular value decomposition, with derivatives that are finite at repeated and at zero singular values."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -40,7 +42,15 @@ def _svd_jvp(primals, tangents):
 _compiled = jax.jit(_svd)
 
 
-def svd(a: ArrayLike, full_matrices: bool = False) -> tuple[Array, Array, Array]:
+class SVDResult(NamedTuple):
+    """As `jnp.linalg.svd` returns them."""
+
+    U: Array
+    S: Array
+    Vh: Array
+
+
+def svd(a: ArrayLike, full_matrices: bool = False) -> SVDResult:
     r"""The thin decomposition :math:`a = u s v^H`: s descending, k = min(m, n) columns of u and rows
     of vʰ.
 
@@ -57,7 +67,7 @@ def svd(a: ArrayLike, full_matrices: bool = False) -> tuple[Array, Array, Array]
       full_matrices: must be False: the vectors of the null space have no derivative.
 
     Returns:
-      `(u, s, vh)` of shapes (..., m, k), (..., k), (..., k, n).
+      `(U, S, Vh)` of shapes (..., m, k), (..., k), (..., k, n).
 
     Raises:
       ValueError: `a` has fewer than two axes, or `full_matrices` is True.
@@ -75,4 +85,4 @@ def svd(a: ArrayLike, full_matrices: bool = False) -> tuple[Array, Array, Array]
         raise ValueError("svd: `full_matrices` must be False: the vectors of the null space have no derivative.")
     a, dtype = matrices("svd", a, square=False)
     u, s, vh = _compiled(a)
-    return rounded(u, dtype), rounded(s, dtype), rounded(vh, dtype)
+    return SVDResult(rounded(u, dtype), rounded(s, dtype), rounded(vh, dtype))

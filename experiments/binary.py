@@ -1,6 +1,6 @@
 """The largest errors of the functions of two and four arguments, in ulps, at many random points and the edges.
 
-python experiments/benchmarks/binary.py --points 100000 --json binary.json
+python experiments/binary.py --points 100000 --json binary.json
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from robustad import stability
 from tests._two_arguments import TABLE, errors, points
