@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,8 +88,13 @@ def _derivative_jvp(order: int, primals, tangents):
 @functools.partial(custom_jvp, nondiff_argnums=(0, 1))
 def _powers(order: int, terms: int, x: Array) -> Array:
     """The derivatives of that order of x ** (terms - 1), ..., x, 1, along a new first axis."""
-    basis = jnp.eye(terms, dtype=x.dtype).reshape(terms, terms, *[1] * x.ndim)
-    return _derivative(order, basis, jnp.broadcast_to(x, (terms, *x.shape)))
+    weights = _weights(order, terms)[::-1]
+    rows = lax.platform_dependent(
+        x,
+        tpu=functools.partial(_powers_in_two_words, weights),
+        default=functools.partial(_powers_in_float64_or_two_words, weights),
+    )
+    return jnp.concatenate([rows[::-1], jnp.zeros((terms - len(weights), *x.shape), x.dtype)])
 
 
 @_powers.defjvp
@@ -133,3 +139,31 @@ def _two_words(order: int, p: Array, x: Array) -> Array:
     zero = jnp.zeros_like(x)
     total, _ = lax.scan(step, (zero, zero), (p[: len(weights)], jnp.asarray(weights)))
     return rounded(total).astype(dtype)
+
+
+def _powers_in_float64_or_two_words(weights: Sequence[float], x: Array) -> Array:
+    """weights[0], weights[1] x, weights[2] x ** 2, ..., each rounded once."""
+    if x.dtype == jnp.float64:
+        return _powers_in_two_words(weights, x)
+    dtype = x.dtype
+    with jax.enable_x64(True):
+        x = lax.convert_element_type(x, jnp.float64)
+
+        def step(power: Array, weight: Array) -> tuple[Array, Array]:
+            return power * x, from_float64(power * weight, dtype)
+
+        return lax.scan(step, lax.full_like(x, 1), jnp.asarray(np.array(weights)))[1]
+
+
+def _powers_in_two_words(weights: Sequence[float], x: Array) -> Array:
+    dtype = x.dtype
+    if dtype != jnp.float64:
+        x = x.astype(jnp.float32)
+
+    def step(power: Words, weight: Array) -> tuple[Words, Array]:
+        value, error = two_prod_kernel(power[0], weight)
+        following, lost = two_prod_kernel(power[0], x)
+        return (following, power[1] * x + lost), rounded((value, power[1] * weight + error))
+
+    words = jnp.ones_like(x), jnp.zeros_like(x)
+    return lax.scan(step, words, jnp.asarray(np.array(weights, x.dtype)))[1].astype(dtype)
