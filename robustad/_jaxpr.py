@@ -3,6 +3,9 @@
 It reads the programs of both JAX worlds (0.10, and 0.11 and later, where `Jaxpr` and `ClosedJaxpr` became one class and
 `scan` lost its counts) through one small vocabulary: a `Body` of equations; a `Call`, `Scan`, `While`, `Cond` or
 `ShardMap` where an equation holds further bodies; a `Location` in the user's code.
+
+Primitives of our own are made elsewhere, of `jax.extend.core.Primitive` and `jax.interpreters`, JAX's public points for
+extension.
 """
 
 import dataclasses
@@ -18,7 +21,8 @@ import jax.extend  # not imported by `import jax`
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax._src import checkify
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
 
 Equation: TypeAlias = JaxprEqn
 Path: TypeAlias = tuple[int, ...]
@@ -149,7 +153,7 @@ _CALLS = {  # primitive: the parameter that holds its body
     "core_call": "call_jaxpr",
     "call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
-    "custom_jvp_primitive": "call_jaxpr",  # stability._custom_jvp
+    "custom_jvp_primitive": "jaxpr",  # stability._custom_jvp
     "custom_vjp_call": "call_jaxpr",
     "custom_vmap_call": "call",
     "custom_partitioning": "call",
@@ -384,3 +388,11 @@ def varying_alike(*arrays: Array) -> list[Array]:
 def on_one_device(aval: Any) -> Any:
     """The shape and dtype alone, for a kernel that does not communicate."""
     return jax.core.ShapedArray(aval.shape, aval.dtype)
+
+
+# ------------------------------------------------------------------------------------------------ other transformations
+
+
+def check_for_nan(primitive: Primitive) -> None:
+    """Makes `checkify` with float checks look at what a primitive of our own returns, as it does for JAX's."""
+    checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)

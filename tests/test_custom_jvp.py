@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental import checkify
 
 from robustad import stability as st
 from robustad.stability._custom_jvp import custom_jvp
@@ -147,3 +148,15 @@ def test_positional_defaults_and_static_arguments():
     power.defjvp(rule)
     assert jax.grad(power)(3.0) == 6
     assert jax.grad(lambda x: power(x, 3))(2.0) == 12
+
+
+def test_checkify_sees_a_nan_and_no_division_by_zero():
+    """JAX's own log has the slope inf at 0 as well, and checkify reports a division by zero there."""
+
+    def error(f, x):
+        return jax.jit(checkify.checkify(f, errors=checkify.float_checks))(x)[0].get()
+
+    assert "nan generated" in error(st.log, -1.0) and error(st.log, 1.0) is None
+    assert error(jax.grad(st.log), 0.0) is None and "division by zero" in error(jax.grad(jnp.log), 0.0)
+    assert error(jax.grad(st.norm), jnp.zeros(3)) is None
+    assert "nan generated" in error(st.reproducible_sum, jnp.array([jnp.inf, -jnp.inf]))

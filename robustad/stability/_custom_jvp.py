@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-from robustad._jaxpr import is_traced
+from robustad._jaxpr import check_for_nan, is_traced
 
 _Rule = Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
@@ -60,7 +60,7 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
         static = tuple(args[i] for i in self._static)
         outputs = _call.bind(
             *operands,
-            call_jaxpr=traced.jaxpr,
+            jaxpr=traced.jaxpr,
             rule=functools.partial(self._on_leaves, static, tree),
             over_leading_axes=functools.partial(self._outputs, static, tree) if self._over_leading_axes else None,
         )
@@ -83,26 +83,26 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
 
 
 @_call.def_impl
-def _evaluate(*operands: Array, call_jaxpr: Any, **_: Any) -> list[Array]:
-    return jaxpr_as_fun(call_jaxpr)(*operands)
+def _evaluate(*operands: Array, jaxpr: Any, **_: Any) -> list[Array]:
+    return jaxpr_as_fun(jaxpr)(*operands)
 
 
 @_call.def_abstract_eval
-def _abstract(*avals: Any, call_jaxpr: Any, **_: Any) -> list[Any]:
-    return call_jaxpr.out_avals
+def _abstract(*avals: Any, jaxpr: Any, **_: Any) -> list[Any]:
+    return jaxpr.out_avals
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rule: _Rule, **_: Any):
     return rule(primals, tangents)
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, call_jaxpr: Any, **_: Any) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any, **_: Any) -> list[Any]:
     """Of a call that is linear in some operands: its own program is, and has the transpose."""
     linear = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
 
     def function(*steps: Array) -> list[Array]:
         filled = dict(zip(linear, steps))
-        return jaxpr_as_fun(call_jaxpr)(*(filled.get(i, operand) for i, operand in enumerate(operands)))
+        return jaxpr_as_fun(jaxpr)(*(filled.get(i, operand) for i, operand in enumerate(operands)))
 
     transposed = jax.linear_transpose(function, *(operands[i].aval for i in linear))
     results = dict(zip(linear, transposed([ad.instantiate_zeros(c) for c in cotangents])))
@@ -114,12 +114,12 @@ def _batch(
     operands: Sequence[Array],
     batch_axes: Sequence[int | None],
     *,
-    call_jaxpr: Any,
+    jaxpr: Any,
     rule: _Rule,
     over_leading_axes: Callable[..., list[Array]] | None,
 ):
     if all(i is None for i in batch_axes):
-        outputs = _call.bind(*operands, call_jaxpr=call_jaxpr, rule=rule, over_leading_axes=over_leading_axes)
+        outputs = _call.bind(*operands, jaxpr=jaxpr, rule=rule, over_leading_axes=over_leading_axes)
         return outputs, [None] * len(outputs)
     if over_leading_axes:
         outputs = over_leading_axes(
@@ -148,20 +148,21 @@ def _batch(
             for output, zero in zip(outputs, zeros)
         ]
 
-    function = over(jaxpr_as_fun(call_jaxpr), in_axes=tuple(batch_axes))
+    function = over(jaxpr_as_fun(jaxpr), in_axes=tuple(batch_axes))
     if any(map(is_traced, operands)):
         program = jax.make_jaxpr(function)(*operands)
-        outputs = _call.bind(*operands, call_jaxpr=program, rule=batched_rule, over_leading_axes=None)
+        outputs = _call.bind(*operands, jaxpr=program, rule=batched_rule, over_leading_axes=None)
     else:
         outputs = function(*operands)
     return outputs, [0] * len(outputs)
 
 
-def _lower(ctx: Any, *operands: Any, call_jaxpr: Any, **_: Any) -> Any:
-    return mlir.lower_fun(jaxpr_as_fun(call_jaxpr), multiple_results=True)(ctx, *operands)
+def _lower(ctx: Any, *operands: Any, jaxpr: Any, **_: Any) -> Any:
+    return mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)(ctx, *operands)
 
 
 ad.primitive_jvps[_call] = _jvp
 ad.primitive_transposes[_call] = _transpose
 batching.fancy_primitive_batchers[_call] = _batch
 mlir.register_lowering(_call, _lower)
+check_for_nan(_call)

@@ -95,6 +95,7 @@ def linear_primitive(
     if transposes:
         ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batched
+    _jaxpr.check_for_nan(primitive)
     for platform, kernel in kernels.items():
         mlir.register_lowering(primitive, _lowering(kernel), platform=platform)
     return bind
