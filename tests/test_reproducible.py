@@ -187,7 +187,7 @@ def test_arguments_are_those_of_jnp_sum():
     for arguments in cases:
         np.testing.assert_array_equal(rs.reproducible_sum(x, **arguments), jnp.sum(x, **arguments))
         np.testing.assert_allclose(rs.reproducible_mean(x, **arguments), jnp.mean(x, **arguments), rtol=1e-6)
-    assert rs.reproducible_sum([1, 2]).dtype == np.float32
+    assert rs.reproducible_sum(np.array([1, 2])).dtype == np.float32
     with pytest.raises(TypeError, match="`x` has dtype complex64"):
         rs.reproducible_sum(1j)
     with pytest.raises(ValueError, match="`axis` 3 is out of range"):

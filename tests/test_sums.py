@@ -173,7 +173,7 @@ def test_arguments_as_in_jnp(name):
     close(jax.vmap(partial(SUMS[name], axis=-1, where=MASKS[0]), 1)(x), PLAIN[name](x, -1, where=MASKS[0]).T)
     assert SUMS[name](x, dtype=jnp.float16).dtype == jnp.float16
     assert SUMS[name](np.arange(6), axis=0) == PLAIN[name](np.arange(6.0))
-    assert SUMS[name](3.0) == 3 and SUMS[name]([True, True]) == (1 if "mean" in name else 2)
+    assert SUMS[name](3.0) == 3 and SUMS[name](np.array([True, True])) == (1 if "mean" in name else 2)
     with jax.numpy_dtype_promotion("strict"):
         assert SUMS[name](jnp.ones(3, jnp.float16), dtype=jnp.float32).dtype == jnp.float32
     with jax.disable_jit():
@@ -183,9 +183,9 @@ def test_arguments_as_in_jnp(name):
             SUMS[name](x, axis)
     with pytest.raises(ValueError, match="names an axis twice"):
         SUMS[name](x, (0, -3))
-    with pytest.raises(TypeError, match="`dtype` must be a float"):
+    with pytest.raises(TypeError, match="`dtype` is int32; expected a float"):
         SUMS[name](x, dtype=jnp.int32)
-    with pytest.raises(TypeError, match="`x` is complex64"):
+    with pytest.raises(TypeError, match="`x` has complex64"):
         SUMS[name](z, dtype=jnp.float32)
 
 
@@ -393,7 +393,7 @@ def test_polyval_arguments_and_derivatives():
     close(jax.grad(value)(p, 0.0), [0, 0, 0, 1])
     with pytest.raises(ValueError, match="axis of coefficients"):
         value(1.0, x)
-    with pytest.raises(TypeError, match="real arguments"):
+    with pytest.raises(TypeError, match="has dtype complex64; expected real numbers"):
         value(p, 1j)
 
 
@@ -423,7 +423,7 @@ def test_block_scaled_sum():
     with jax.enable_x64(True):
         m, k = ours(np.full(100, 1e308))
         assert float(m) * 2.0 ** (int(k) - 100) == pytest.approx(1e308 * (100 * 2.0**-100), rel=1e-15)
-    with pytest.raises(TypeError, match="real array"):
+    with pytest.raises(TypeError, match="`x` has dtype complex64; expected real numbers"):
         stability.block_scaled_sum(1j)
 
 

@@ -66,7 +66,7 @@ def test_an_indeterminate_product_in_the_taken_branch_is_not_made_zero():
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match="`condition` must be boolean, got float32"):
+    with pytest.raises(TypeError, match="`condition` has dtype float32; expected bool"):
         stability.safe_where(jnp.ones(2), jnp.sqrt, jnp.sqrt, jnp.ones(2))
     with pytest.raises(TypeError, match="must return the same structure"):
         stability.safe_where(True, lambda x: (x, x), lambda x: x, jnp.ones(2))

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability import _exact_scatter
-from robustad.stability._arguments import floating, integers
+from robustad.stability._arguments import floating, integers, joint_shape
 from robustad.stability._order_free import kernels
 from robustad.stability._primitive import batch_first, linear_primitive
 
@@ -86,7 +86,13 @@ def scatter_add(x: ArrayLike, indices: ArrayLike, updates: ArrayLike) -> Array:
         raise ValueError("scatter_add: `x` is a scalar; expected an array whose first axis is indexed.")
     indices = integers("scatter_add", indices, "indices")
     updates = floating("scatter_add", updates, "updates").astype(x.dtype)
-    updates = jnp.broadcast_to(updates, (*indices.shape, *x.shape[1:]))
+    expected = (*indices.shape, *x.shape[1:])
+    if joint_shape("scatter_add", updates=updates.shape, **{"x[indices]": expected}) != expected:
+        raise ValueError(
+            f"scatter_add: `updates` has shape {updates.shape}; expected one that broadcasts to {expected}, that of "
+            "`x[indices]`. Drop or sum the axes too many."
+        )
+    updates = jnp.broadcast_to(updates, expected)
     width = math.prod(x.shape[1:])
     into = _counted_from_end(indices, len(x)).reshape(-1)
     rows = jnp.concatenate([x.reshape(len(x), width), updates.reshape(len(into), width)])
