@@ -126,3 +126,16 @@ def test_transforms():
             assert f(x[0].astype(jnp.bfloat16)).dtype == jnp.bfloat16
     with jax.enable_x64(True):
         assert st.std(jnp.array([1e200, -1e200])) == 1e200
+
+
+def test_results_of_another_dtype():
+    x = 1 + jnp.array([0.4, 0.4, 1.4]) * 2**-10
+    assert st.mean(x, dtype=jnp.float16) == 1 + 2**-10 and jnp.mean(x, dtype=jnp.float16) == 1  # which rounds x first
+    wide = jnp.array([300, -300], jnp.float16)
+    assert st.var(wide, dtype=jnp.float32) == 90000 and jnp.isinf(st.var(wide))
+    assert st.std(wide, dtype=jnp.bfloat16).dtype == jnp.bfloat16 and st.std(wide, 0, jnp.bfloat16) == 300
+    assert st.mean(wide, 0, jnp.complex64) == 0 and st.mean(wide, 0, jnp.complex64).dtype == jnp.complex64
+    np.testing.assert_array_equal(jax.grad(lambda x: st.mean(x, dtype=jnp.float32))(wide), jnp.full(2, 0.5, jnp.float16))
+    with jax.enable_x64(True):
+        x = jnp.array([1e8, 1, -1e8], jnp.float32)
+        assert st.mean(x, dtype=jnp.float64) == 1 / 3 and st.mean(x) != np.float32(1 / 3)
