@@ -53,7 +53,10 @@ def test_each_rule_against_float64(name):
 
 
 def test_argmax_goes_by_both_words():
-    third = lambda x: x / 3 + jnp.float32([0, 1e-9, 5e-10])  # noqa: E731
+
+    def third(x):
+        return x / 3 + jnp.float32([0, 1e-9, 5e-10])
+
     x = jnp.ones(3, jnp.float32)
     assert jnp.argmax(third(x)) == 0
     assert rad.compensated(lambda x: jnp.argmax(third(x)))(x) == 1

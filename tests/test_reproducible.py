@@ -72,9 +72,15 @@ def test_accumulators_merge_associatively_and_commutatively_to_the_bit():
 
 def test_device_counts_give_the_same_bits_where_a_plain_psum_does_not():
     x = TERMS.reshape(-1, 2)
-    one_shot = lambda x: rs.reproducible_psum(x, "i", axis=0)  # noqa: E731
-    accumulated = lambda x: rs.Accumulator.init(2).add(x).psum("i").finalize()  # noqa: E731
-    plain = lambda x: jax.lax.psum(x.sum(0), "i")  # noqa: E731
+
+    def one_shot(x):
+        return rs.reproducible_psum(x, "i", axis=0)
+
+    def accumulated(x):
+        return rs.Accumulator.init(2).add(x).psum("i").finalize()
+
+    def plain(x):
+        return jax.lax.psum(x.sum(0), "i")
 
     def bits(way, *meshes):
         return {pattern(jax.jit(over_devices(way, devices, check_vma))(x)) for devices, check_vma in meshes}
@@ -209,8 +215,13 @@ def test_the_mean_is_rounded_once_and_does_not_overflow():
 
 def test_derivatives_to_second_order_in_both_modes():
     x = RNG.standard_normal((5, 3)).astype(np.float32)
-    cube = lambda total: lambda x: total(jnp.sin(x) * x) ** 3  # noqa: E731
-    accumulate = lambda x: rs.Accumulator.init().add(x).finalize()  # noqa: E731
+
+    def cube(total):
+        return lambda x: total(jnp.sin(x) * x) ** 3
+
+    def accumulate(x):
+        return rs.Accumulator.init().add(x).finalize()
+
     for ours, plain in ((rs.reproducible_sum, jnp.sum), (rs.reproducible_mean, jnp.mean), (accumulate, jnp.sum)):
         with jax.numpy_dtype_promotion("strict"):
             gradient = jax.jit(jax.grad(cube(ours)))(x)
@@ -237,15 +248,18 @@ def test_derivatives_over_devices_are_those_of_psum(check_vma: bool):
         lambda x: rs.reproducible_psum(x, "i", axis=None),
         lambda x: rs.Accumulator.init().add(x).psum("i").finalize(),
     ]
-    plain = lambda x: jax.lax.psum(x.sum(), "i")  # noqa: E731
-    inside = lambda f: jax.shard_map(  # noqa: E731
-        jax.grad(lambda x: f(x) ** 2),
-        mesh=mesh_of(4),
-        in_specs=PartitionSpec("i"),
-        out_specs=PartitionSpec("i"),
-        check_vma=check_vma,
-    )
-    outside = lambda f: jax.grad(lambda x: over_devices(f, 4, check_vma)(x) ** 2)  # noqa: E731
+
+    def plain(x):
+        return jax.lax.psum(x.sum(), "i")
+
+    def inside(f):
+        sharded = PartitionSpec("i")
+        slope = jax.grad(lambda x: f(x) ** 2)
+        return jax.shard_map(slope, mesh=mesh_of(4), in_specs=sharded, out_specs=sharded, check_vma=check_vma)
+
+    def outside(f):
+        return jax.grad(lambda x: over_devices(f, 4, check_vma)(x) ** 2)
+
     for way in ways:
         for place in (inside, outside):
             np.testing.assert_allclose(jax.jit(place(way))(x), jax.jit(place(plain))(x), rtol=1e-5)

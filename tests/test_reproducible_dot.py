@@ -63,12 +63,18 @@ def test_matrix_products_depend_on_rows_and_columns_alone(slices: int | None):
 
 def test_derivatives_of_dots():
     a, b = RNG.standard_normal((2, 5)).astype(np.float32), RNG.standard_normal((5, 3)).astype(np.float32)
-    loss = lambda dot: lambda a, b: jnp.sum(jnp.sin(dot(a, b)))  # noqa: E731
+
+    def loss(dot):
+        return lambda a, b: jnp.sum(jnp.sin(dot(a, b)))
+
     products = [rs.reproducible_dot, functools.partial(rs.reproducible_dot, slices=2)]
     for product in products:
         got, want = (jax.jit(jax.grad(loss(dot), (0, 1)))(a, b) for dot in (product, jnp.dot))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), got, want)
-    square = lambda dot: lambda x: dot(x, x * b[:, 0]) ** 2  # noqa: E731
+
+    def square(dot):
+        return lambda x: dot(x, x * b[:, 0]) ** 2
+
     got, want = (jax.jit(jax.hessian(square(dot)))(a[0]) for dot in (rs.reproducible_dot, jnp.dot))
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 

@@ -70,7 +70,10 @@ def test_masked_elements_do_not_cost_digits_of_a_mean():
 
 
 def test_forward_mode_where_an_infinite_loss_meets_a_zero_weight():
-    soft = lambda a: st.softmax_cross_entropy(a, A([0.5, 0.5, 0.0]))  # noqa: E731
+
+    def soft(a):
+        return st.softmax_cross_entropy(a, A([0.5, 0.5, 0.0]))
+
     a = A([1.0, 2.0, -INF])
     np.testing.assert_allclose(jax.jvp(soft, (a,), (A([1.0, 0.0, 0.0]),))[1], jax.grad(soft)(a)[0])
     assert jax.jvp(lambda a: st.sigmoid_cross_entropy(a, 1.0), (INF,), (1.0,))[1] == 0

@@ -273,7 +273,10 @@ def test_products_as_in_jnp_with_gradients(plain):
 def test_second_derivatives_and_batches_of_products(x64):
     with jax.enable_x64(x64):
         a, ones = draw(4), jnp.ones(3)
-        of = lambda f: lambda a: jnp.sin(f(a, a * a))  # noqa: E731
+
+        def of(f):
+            return lambda a: jnp.sin(f(a, a * a))
+
         expected = jax.hessian(of(jnp.dot))(a)
         for second in (jax.hessian, lambda f: jax.jacrev(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))):
             close(jax.jit(second(of(stability.compensated_dot)))(a), expected)
@@ -331,7 +334,10 @@ def test_cumsum(x64):
             close(ours(x, 0, reverse=True), jnp.cumsum(x[::-1], 0)[::-1])
             close(ours(x[0] + 1j), jnp.cumsum(x[0] + 1j))
         close(jax.vmap(ours, 1)(x), jnp.cumsum(x, 0).T)
-        of = lambda f: lambda v: (f(v) ** 3).sum()  # noqa: E731
+
+        def of(f):
+            return lambda v: (f(v) ** 3).sum()
+
         close(*(jax.jit(jax.grad(of(f)))(x[0]) for f in (ours, jnp.cumsum)))
         close(*(jax.jit(jax.hessian(of(f)))(x[0]) for f in (ours, jnp.cumsum)))
         big = np.finfo(x.dtype).max
@@ -386,7 +392,10 @@ def test_polyval_arguments_and_derivatives():
         got = value(q, v)
         assert got.shape == jnp.polyval(q, v).shape
         close(got, jnp.polyval(q, v))
-    of = lambda f: lambda p, x: (f(p, x) ** 2).sum()  # noqa: E731
+
+    def of(f):
+        return lambda p, x: (f(p, x) ** 2).sum()
+
     close(*(jax.jit(jax.grad(of(f), (0, 1)))(p, x) for f in (value, jnp.polyval)))
     close(*(jax.jit(jax.hessian(of(f), (0, 1)))(p, x[0]) for f in (value, jnp.polyval)))
     close(*(jax.jit(jax.jacrev(jax.grad(of(f), (0, 1)), (0, 1)))(p, x[0]) for f in (value, jnp.polyval)))
