@@ -164,3 +164,8 @@ def test_quadratic_roots_at_edges():
     np.testing.assert_allclose(f(1e30, -3e30, 2e30), [1, 2], rtol=1e-6)
     curvature = jax.hessian(lambda b: f(1.0, b, -4.0)[1])(2.0)  # of (-b + √(b² + 16))/2: 8/(b² + 16)^(3/2)
     np.testing.assert_allclose(curvature, 8 / 20**1.5, rtol=1e-6)
+
+
+def test_an_infinite_coordinate_decides():
+    assert stability.hypot(np.inf, np.nan) == np.inf == jnp.hypot(np.inf, np.nan)
+    assert np.isnan(jnp.sqrt(jnp.float32(np.inf) ** 2 + jnp.float32(np.nan) ** 2))

@@ -228,3 +228,7 @@ def test_errors():
         st.svd(jnp.ones((2, 3)), full_matrices=True)
     with pytest.raises(ValueError, match="must be matrices"):
         st.svd(jnp.ones(3))
+
+
+def test_cholesky_of_nothing():
+    assert st.cholesky(jnp.zeros((0, 0))).shape == (0, 0)

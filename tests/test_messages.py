@@ -221,3 +221,19 @@ def test_of_dtypes():
     for f in (st.var, st.std, st.prod):
         with says(TypeError, f"{f.__name__}: `dtype` has dtype complex64; expected real numbers. The .* is real"):
             f(X, dtype=jnp.complex64)
+
+
+def test_of_missing_and_misshapen_arguments():
+    with says(TypeError, r"log takes 1 arrays \(x\), got 0"):
+        st.log()
+    with says(TypeError, "beta_logpdf: missing a required argument: 'b'; it takes x, a, b, loc, scale"):
+        st.beta_logpdf(0.5, 2.0)
+    with says(TypeError, "`label_smoothing` is traced"):
+        jax.jit(lambda s: st.softmax_cross_entropy(jnp.zeros(3), 1, label_smoothing=s))(0.1)
+    with says(ValueError, r"the state has \(\)"):
+        st.LogSumExp.init().add(jnp.zeros((3, 4)))
+    with says(ValueError, r"`cov` has shape \(\)"):
+        st.multivariate_normal_logpdf(0.0, 0.0, 1.0)
+    with says(TypeError, "segment_sum: `num_segments` is 2.0; expected an integer"):
+        st.segment_sum(jnp.zeros(3), jnp.zeros(3, jnp.int32), 2.0)
+    assert st.segment_sum(jnp.ones(3), jnp.zeros(3, jnp.int32), 2)[0] == 3

@@ -263,3 +263,20 @@ def test_derivatives_over_devices_are_those_of_psum(check_vma: bool):
     for way in ways:
         for place in (inside, outside):
             np.testing.assert_allclose(jax.jit(place(way))(x), jax.jit(place(plain))(x), rtol=1e-5)
+
+
+def test_mapped_accumulators():
+    x = jnp.arange(12.0).reshape(4, 3)
+    state = jax.vmap(lambda row: rs.Accumulator.init().add(row))(x)
+    np.testing.assert_array_equal(state.finalize(), x.sum(1))
+    np.testing.assert_array_equal(jax.tree.map(lambda leaf: leaf[1:], state).finalize(), x[1:].sum(1))
+
+
+def test_second_derivatives_through_a_scan_of_accumulators():
+    def square(x):
+        state, _ = jax.lax.scan(lambda s, row: (s.add(row), None), rs.Accumulator.init(), x.reshape(2, 2))
+        return state.finalize() ** 2
+
+    x = jnp.arange(4.0)
+    for hessian in (jax.hessian(square)(x), jax.jacrev(jax.grad(square))(x), jax.jacfwd(jax.jacfwd(square))(x)):
+        np.testing.assert_array_equal(hessian, np.full((4, 4), 2))

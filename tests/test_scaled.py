@@ -112,3 +112,10 @@ def test_masks_kept_axes_and_dtypes():
     half = jnp.array([300.0, 300.0], jnp.float16)
     assert prod(half, dtype=jnp.float32) == 90000 and jnp.isinf(prod(half))
     assert prod(half, 0, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_products_along_axes_of_an_empty_array():
+    for axis in (0, 1):
+        got, plain = prod(jnp.zeros((0, 3)), axis), jnp.prod(jnp.zeros((0, 3)), axis)
+        assert got.shape == plain.shape
+        np.testing.assert_array_equal(got, plain)

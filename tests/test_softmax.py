@@ -165,3 +165,9 @@ def test_long_rows():
     np.testing.assert_allclose(gradient, others / (1 + others), rtol=1e-6)
     shares = np.exp(wide[0] - wide[0].max())
     np.testing.assert_allclose(softmax(jnp.asarray(x))[0], shares / shares.sum(), rtol=1e-6)
+
+
+def test_a_mask_may_add_axes():
+    x, where = jnp.array([0.0, 1.0, 5.0]), jnp.array([[True, True, True], [True, True, False]])
+    np.testing.assert_array_equal(softmax(x, where=where), jnp.stack([softmax(x, where=row) for row in where]))
+    assert jax.nn.softmax(x, where=where).shape == (2, 3)

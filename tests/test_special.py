@@ -216,3 +216,8 @@ def test_the_oracle_agrees_with_mpmath(entry):
             ]
             for (high, low), truth in zip([*value, *first, *second], expected):
                 assert abs(mp.mpf(high) + low - truth) <= 1e-18 * abs(truth) + 1e-25
+
+
+def test_narrow_elu_is_rounded_once():
+    x = jnp.linspace(-3, 0, 1001).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(stability.elu(x), jnp.expm1(x.astype(jnp.float32)).astype(jnp.bfloat16))

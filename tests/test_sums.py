@@ -470,3 +470,27 @@ def test_programs_export_to_other_platforms_with_both_kernels():
         text[platform] = exported.mlir_module()
     assert "f64" in text["cpu"] and "f64" in text["cuda"]
     assert "f64" not in text["tpu"]
+
+
+@pytest.mark.parametrize(
+    "f", [stability.compensated_sum, lambda x: stability.compensated_cumsum(x)[-1], stability.reproducible_sum]
+)
+def test_narrow_sums_are_rounded_once(f):
+    """A tie in bfloat16 once the sum is rounded to float32."""
+    x = jnp.array([1.0, 2.0**-8, 2.0**-40], jnp.bfloat16)
+    assert jnp.sum(x.astype(jnp.float32)).astype(jnp.bfloat16) == 1
+    assert f(x) == 1.0078125
+
+
+def test_narrow_dot_products_are_rounded_once():
+    x = jnp.array([1.0, 2.0**-8, 2.0**-40], jnp.bfloat16)
+    assert jnp.dot(x, jnp.ones_like(x)) == 1
+    assert stability.compensated_dot(x, jnp.ones_like(x)) == 1.0078125
+
+
+def test_the_mantissa_of_a_sum_of_zero():
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: stability.block_scaled_sum(x)[0])(jnp.array([1e30, -1e30])), [1, 1]
+    )
+    m, k = stability.block_scaled_sum(jnp.array([1.0, -0.001], jnp.bfloat16))
+    assert 0.5 <= m < 1 and k == 0

@@ -59,6 +59,15 @@ def refuse_traced(name: str, argument: str, value: Any, expected: str, instead: 
         raise TypeError(f"{name}: `{argument}` is traced; expected {expected}. {fix}")
 
 
+def integer(name: str, argument: str, value: Any) -> int:
+    """A number of things."""
+    refuse_traced(name, argument, value, "an integer")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: `{argument}` is {value!r}; expected an integer. Round it: `int(...)`.") from None
+
+
 # ---- arrays
 
 

@@ -1,7 +1,6 @@
 r"""Scattering without order: sums by segment, scatter-add, and a gather whose transpose is that sum."""
 
 import math
-import operator
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability import _exact_scatter
-from robustad.stability._arguments import floating, integers, joint_shape
+from robustad.stability._arguments import floating, integer, integers, joint_shape
 from robustad.stability._order_free import kernels
 from robustad.stability._primitive import batch_first, linear_primitive
 
@@ -54,7 +53,7 @@ def segment_sum(data: ArrayLike, segment_ids: ArrayLike, num_segments: int | Non
         )
     if num_segments is None:
         num_segments = int(np.max(np.asarray(ids), initial=-1)) + 1
-    num_segments = operator.index(num_segments)
+    num_segments = integer("segment_sum", "num_segments", num_segments)
     if num_segments < 0:
         raise ValueError(f"segment_sum: `num_segments` is {num_segments}; it must not be negative.")
     sums = _segment_sum(data.reshape(len(ids), math.prod(data.shape[1:])), ids, segments=num_segments)

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
-from ._arguments import axes_of, axis_of, joint_shape, names, numbers, refuse_complex, refuse_traced, without
+from ._arguments import axes_of, axis_of, integer, joint_shape, names, numbers, refuse_complex, without
 from ._custom_jvp import custom_jvp
 from ._logsumexp import OF_COMPLEX
 
@@ -150,7 +150,7 @@ def chunked_logsumexp(a: ArrayLike, chunk_size: int, axis: int = -1) -> Array:
     """
     x, dtype = normalizer.working("chunked_logsumexp", a, "a", OF_COMPLEX)
     i = axis_of("chunked_logsumexp", axis, x.ndim)
-    refuse_traced("chunked_logsumexp", "chunk_size", chunk_size, "an integer")
+    chunk_size = integer("chunked_logsumexp", "chunk_size", chunk_size)
     if chunk_size < 1:
         raise ValueError(f"chunked_logsumexp: `chunk_size` is {chunk_size}, expected at least 1.")
     x = jnp.moveaxis(x, i, 0)
