@@ -24,7 +24,10 @@ def ill_conditioned_dot(n: int, condition: float, dtype, random: np.random.Gener
     half = n // 2
     exponents = np.rint(random.uniform(0, top, half))
     exponents[0], exponents[-1] = round(top) + 1, 0
-    signs = lambda size: random.uniform(-1, 1, size)  # noqa: E731
+
+    def signs(size):
+        return random.uniform(-1, 1, size)
+
     a = np.zeros(n, dtype)
     b = np.zeros(n, dtype)
     a[:half] = signs(half) * 2.0**exponents

@@ -176,3 +176,8 @@ def test_power_at_zero_in_every_order():
     assert np.isnan(third(jnp.power)[:3]).all()
     mixed = jax.grad(jax.grad(jax.grad(stability.power)), 1)(2.0, 3.0)  # xʸ⁻² (2 y - 1 + y (y - 1) log x)
     assert ulps(mixed, 2 * (5 + 6 * np.log(2.0))) <= 4
+
+
+def test_an_infinite_coordinate_decides():
+    assert stability.hypot(np.inf, np.nan) == np.inf == jnp.hypot(np.inf, np.nan)
+    assert np.isnan(jnp.sqrt(jnp.float32(np.inf) ** 2 + jnp.float32(np.nan) ** 2))

@@ -1,7 +1,7 @@
-"""Functions in double-word arithmetic, against mpmath and fractions at 100 digits."""
+"""Programs in double-word arithmetic: what fails plainly, derivatives, transformations."""
 
 from fractions import Fraction
-from functools import cache, partial, reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -14,161 +14,9 @@ from jax.sharding import AxisType, PartitionSpec
 import robustad as rad
 from robustad import stability
 from robustad.arithmetic._double_word import DoubleWord
-from tests._walking import shadows, walk
-
-mpmath.mp.dps = 100
-ROUNDED = 2.0**-24  # a result that is right but for its last rounding
-
-
-def exactly(x):
-    """A double word, or an array, as rational numbers."""
-    words = [x.hi, x.lo] if isinstance(x, DoubleWord) else [x]
-    flat = [np.asarray(w).ravel() for w in words]
-    return [sum(map(Fraction, map(float, numbers))) for numbers in zip(*flat)]
-
-
-def error(got, truths):
-    """The largest relative error."""
-    worst = mpmath.mpf(0)
-    for x, truth in zip(exactly(got), truths, strict=True):
-        x, truth = mpmath.mpf(x.numerator) / x.denominator, mpmath.mpmathify(truth)
-        worst = max(worst, abs(x - truth) / abs(truth) if truth else abs(x))
-    return float(worst)
-
-
-def as_mp(fractions):
-    return [mpmath.mpf(q.numerator) / q.denominator for q in fractions]
-
-
-def random_words(rng, low, high, dtype, n=60):
-    x = rng.uniform(low, high, n).astype(dtype)
-    rest = (x * rng.uniform(-0.25, 0.25, n) * np.finfo(dtype).eps).astype(dtype)
-    return DoubleWord(jnp.asarray(x), jnp.asarray(rest))
-
-
-# ---------------------------------------------------------------------------------------- digits of a function
-
-ELEMENTARY = {
-    "sqrt": (jnp.sqrt, mpmath.sqrt, (0, 100)),
-    "rsqrt": (lax.rsqrt, lambda x: 1 / mpmath.sqrt(x), (0, 100)),
-    "cbrt": (jnp.cbrt, mpmath.cbrt, (0, 100)),
-    "exp": (jnp.exp, mpmath.exp, (-40, 40)),
-    "exp2": (jnp.exp2, lambda x: mpmath.mpf(2) ** x, (-40, 40)),
-    "expm1": (jnp.expm1, mpmath.expm1, (-1, 1)),
-    "log": (jnp.log, mpmath.log, (0.5, 3)),
-    "log1p": (jnp.log1p, mpmath.log1p, (-0.5, 3)),
-    "sin": (jnp.sin, mpmath.sin, (-100, 100)),
-    "cos": (jnp.cos, mpmath.cos, (-1e9, 1e9)),
-    "tan": (jnp.tan, mpmath.tan, (-10, 10)),
-    "tanh": (jnp.tanh, mpmath.tanh, (-5, 5)),
-    "logistic": (jax.nn.sigmoid, lambda x: 1 / (1 + mpmath.exp(-x)), (-40, 40)),
-    "sinh": (jnp.sinh, mpmath.sinh, (-5, 5)),
-    "cosh": (jnp.cosh, mpmath.cosh, (-5, 5)),
-    "asinh": (jnp.arcsinh, mpmath.asinh, (-5, 5)),
-    "atanh": (jnp.arctanh, mpmath.atanh, (-1, 1)),
-    "acos, acosh": (
-        lambda x: jnp.arccos(x) + jnp.arccosh(2 + x),
-        lambda x: mpmath.acos(x) + mpmath.acosh(2 + x),
-        (0, 0.9),
-    ),
-    "asin": (jnp.arcsin, mpmath.asin, (-1, 1)),
-    "atan": (jnp.arctan, mpmath.atan, (-5, 5)),
-    "erf": (lax.erf, mpmath.erf, (-4, 4)),
-    "cube": (lambda x: x**3, lambda x: x**3, (-5, 5)),
-    "inverse square": (lambda x: x**-2, lambda x: x**-2, (1, 5)),
-}
-BINARY = {
-    "add": (lax.add, lambda x, y: x + y),
-    "sub": (lax.sub, lambda x, y: x - y),
-    "mul": (lax.mul, lambda x, y: x * y),
-    "div": (lax.div, lambda x, y: x / y),
-    "atan2": (jnp.arctan2, mpmath.atan2),
-}
-
-
-CALLS = 81  # one shape for all tests: each function is compiled once
-FUNCTIONS = {**ELEMENTARY, **{k: (*fs, (-9, 9)) for k, fs in BINARY.items()}}
-SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, np.finfo(np.float32).max, np.finfo(np.float32).tiny]
-
-
-@cache
-def in_words(name):
-    return rad.compensated(FUNCTIONS[name][0], words=True)
-
-
-def _arguments(name, dtype):
-    rng = np.random.default_rng(0)
-    return [random_words(rng, *FUNCTIONS[name][2], dtype, CALLS) for _ in range(2 if name in BINARY else 1)]
-
-
-def _truths(name, args):
-    return [FUNCTIONS[name][1](*xs) for xs in zip(*(as_mp(exactly(x)) for x in args))]
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_14_digits_in_float32(name):
-    """Of values that have them; the plain function has 7."""
-    args = _arguments(name, np.float32)
-    bound = 5e-14 if name == "erf" else 1e-14
-    assert error(in_words(name)(*args), _truths(name, args)) < bound
-    assert error(FUNCTIONS[name][0](*(x.hi for x in args)), _truths(name, args)) > 1e5 * bound
-
-
-@pytest.mark.parametrize("name", ["add", "sub", "mul", "div", "sqrt", "exp", "log", "sin", "cos"])
-def test_30_digits_in_float64(name):
-    with jax.enable_x64(True):
-        args = _arguments(name, np.float64)
-        assert error(in_words(name)(*args), _truths(name, args)) < 1e-30
-        assert error(FUNCTIONS[name][0](*(x.hi for x in args)), _truths(name, args)) > 1e-18
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_special_values_are_those_of_the_plain_function(name):
-    args = [v.ravel() for v in jnp.meshgrid(jnp.float32(SPECIAL), jnp.float32(SPECIAL))]
-    args = args if name in BINARY else args[:1]
-    got = in_words(name)(*(DoubleWord(x, jnp.zeros_like(x)) for x in args))
-    value = np.asarray(FUNCTIONS[name][0](*args))
-    if name == "asin":  # plain asin flushes the smallest normal float
-        value = np.where(np.abs(args[0]) < 1e-30, args[0], value)
-    np.testing.assert_allclose(got.hi, value, rtol=1e-5)
-    np.testing.assert_array_equal(got.lo[~np.isfinite(value)], 0)
-    zero = value == 0
-    np.testing.assert_array_equal(np.signbit(got.hi[zero]), np.signbit(value[zero]))
-
-
-def test_order_and_power_of_special_values():
-    a, b = (v.ravel() for v in jnp.meshgrid(jnp.float32(SPECIAL), jnp.float32(SPECIAL)))
-
-    def f(a, b):
-        order = jnp.maximum(a, b), jnp.minimum(a, b), a < b, a != b, a >= b, jnp.max(a), jnp.floor(a), jnp.round(a)
-        return a**b, lax.rem(a, b), jnp.sum(a), *order
-
-    for got, plain in zip(rad.compensated(f)(a, b), f(a, b), strict=True):
-        np.testing.assert_allclose(got, plain, rtol=1e-5)
-
-
-def test_power():
-    """Within a few u² (1 + |y log x|), u = 2**-24."""
-    rng = np.random.default_rng(1)
-    x, y = random_words(rng, 0.1, 9, np.float32), random_words(rng, -30, 30, np.float32)
-    got = rad.compensated(jnp.power, words=True)(x, y)
-    truths = [a**b for a, b in zip(*(as_mp(exactly(v)) for v in (x, y)))]
-    assert error(got, truths) < 3 * 2.0**-48 * (1 + 30 * np.log(10))
-
-
-def test_sine_of_huge_arguments():
-    """Where float32 has no digit behind the point; both words count."""
-    x = DoubleWord(jnp.float32([1e10, 3e38, -7e20, 2.0**127]), jnp.float32([100.5, 1e30, 12345.0, 0]))
-    sine, cosine = rad.compensated(lambda x: (jnp.sin(x), jnp.cos(x)), words=True)(x)
-    assert error(sine, [mpmath.sin(v) for v in as_mp(exactly(x))]) < 1e-14
-    assert error(cosine, [mpmath.cos(v) for v in as_mp(exactly(x))]) < 1e-14
-
+from tests._double_words import ROUNDED, as_mp, difference_of_roots, error, exactly
 
 # ------------------------------------------------------------------------------------------ programs that fail
-
-
-def difference_of_roots(x):
-    return jnp.sqrt(x + 1) - jnp.sqrt(x)
 
 
 def logistic_map(x, n=12):
@@ -395,124 +243,17 @@ def test_a_users_error_free_transform_stays_right():
     assert rad.compensated(kahan)(x) == np.float32(1.001)
 
 
-# ------------------------------------------------------------------------------------- one primitive at a time
-
-
-def _numbers(shape=(4, 5), seed=7):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-PROGRAMS = {
-    "moves": lambda x: jnp.pad(jnp.roll(x.T[::-1].reshape(2, 10)[:, 1:], 2, 1), 1, constant_values=0.1)[::2],
-    "gathers": lambda x: x[jnp.array([0, 3, 9]), jnp.array([1, 1, 0])] + x.at[7, 0].get(mode="fill", fill_value=2.0),
-    "updates": lambda x: lax.dynamic_update_slice(x, x[:2, :2] * 3, (1, 1)),
-    "sets": lambda x: x.at[1].set(x[0] / 3),
-    "adds": lambda x: x.at[jnp.array([0, 1, 0, 0])].add(x / 3),
-    "multiplies": lambda x: x.at[jnp.array([0, 1, 0]), 2].multiply(x[0, :3] / 3),
-    "scatter extremum": lambda x: x.at[jnp.array([0, 1, 0])].max(x[1:] / 3),
-    "batched scatter": jax.vmap(lambda x: x.at[jnp.array([0, 1, 0])].add(x[2:] / 3)),
-    "sorts": lambda x: jnp.sort(x / 3, 0) + jnp.sort(x, 1, descending=True),
-    "top": lambda x: lax.top_k(x / 3, 2)[0],
-    "extrema": lambda x: jnp.max(x / 3, 0) - jnp.min(x / 7, 0) + jnp.maximum(x, -x / 3) + jnp.clip(x, -0.3, 0.3),
-    "products": lambda x: jnp.prod(x, 0)[:, None] + jnp.cumprod(x / 3, 1).T,
-    "cumulative": lambda x: jnp.cumsum(x / 3, 0) + lax.cumsum(x, 1, reverse=True) + lax.cummax(x / 3, 1),
-    "contractions": lambda x: jnp.einsum("ij,kj->ik", x / 3, x) @ jnp.ones(4) + jnp.einsum("ij,ij->i", x, x / 3),
-    "windows": lambda x: lax.reduce_window(x / 3, 0.0, lax.add, (2, 2), (1, 2), "SAME"),
-    "rounds": lambda x: jnp.floor(x * 7) + jnp.ceil(x / 3) + jnp.round(x * 2) + jnp.sign(x) + jnp.trunc(x * 9),
-    "remainders": lambda x: lax.rem(x, jnp.float32(0.3)) + jnp.mod(x / 3, 0.1),
-    "compares": lambda x: jnp.where((x / 3 * 3 > x) | (x == x * 1) & (x >= x), jnp.abs(x), -x) / 3,
-    "casts": lambda x: (x * 100).astype(jnp.int32) / 7 + jnp.arange(5) / 3 + (x > 0) + jnp.isfinite(x),
-    "whiles": lambda x: lax.while_loop(lambda y: jnp.max(y) < 3, lambda y: y * 1.1, jnp.abs(x)),
-    "roots": lambda x: jnp.linalg.norm(x, axis=1) + jnp.var(x, 1),
-}
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_each_rule_against_float64(name):
-    """The same program with its values in float64, by the shadow arithmetic."""
-    f, x = PROGRAMS[name], _numbers()
-    expected = np.asarray(shadows(walk(f, x))[0].high)
-    got = rad.compensated(f, words=True)(x)
-    value = np.asarray(got.hi, np.float64) + np.asarray(got.lo, np.float64)
-    np.testing.assert_allclose(value, expected, 1e-12, 1e-13)
-    assert got.hi.dtype == got.lo.dtype == np.float32
-
-
-def test_argmax_goes_by_both_words():
-    third = lambda x: x / 3 + jnp.float32([0, 1e-9, 5e-10])  # noqa: E731
-    x = jnp.ones(3, jnp.float32)
-    assert jnp.argmax(third(x)) == 0
-    assert rad.compensated(lambda x: jnp.argmax(third(x)))(x) == 1
-    assert rad.compensated(lambda x: jnp.argmin(-third(x)))(x) == 1
-    assert rad.compensated(lambda x: jnp.argmax(x))(jnp.float32([1, np.nan, 2])) == 1
-    np.testing.assert_array_equal(rad.compensated(lambda x: jnp.argsort(third(x)))(x), [0, 2, 1])
-
-
-# -------------------------------------------------------------------------------------- dtypes, special values
-
-
-def test_a_narrower_cast_rounds():
-    got = rad.compensated(lambda x: (x / 3).astype(jnp.bfloat16).astype(jnp.float32), words=True)(np.float32(1))
-    assert got.hi == np.float32(jnp.bfloat16(1 / 3)) and got.lo == 0
-    kept = rad.compensated(lambda x: lax.reduce_precision(x / 3, 8, 7), words=True)(np.float32(1))
-    assert kept.hi == np.float32(jnp.bfloat16(1 / 3)) and kept.lo == 0
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_is_carried_in_float32(dtype):
-    x = jnp.asarray(1000, dtype)
-    truth = mpmath.sqrt(1001) - mpmath.sqrt(1000)
-    got = rad.compensated(difference_of_roots)(x)
-    pair = rad.compensated(difference_of_roots, words=True)(x)
-    assert got.dtype == pair.hi.dtype == pair.lo.dtype == dtype
-    assert error(difference_of_roots(x), [truth]) > 0.01
-    assert error(got, [truth]) <= float(jnp.finfo(dtype).eps) / 2
-    assert error(pair, [truth]) <= float(jnp.finfo(dtype).eps) ** 2
-
-
-def test_rounding_to_a_narrow_dtype_is_done_once():
-    """1 + 2**-8 + 2**-40: rounded to float32 it is a tie of bfloat16."""
-    x = jnp.float32([1, 1 + 2.0**-7, 1])
-    y = jnp.float32([2.0**-8, 2.0**-8, 2.0**-8])
-    z = jnp.float32([2.0**-40, -(2.0**-40), -(2.0**-40)])
-    got = rad.compensated(lambda x, y, z: ((x + y) + z).astype(jnp.bfloat16))(x, y, z)
-    np.testing.assert_array_equal(got.astype(jnp.float32), [1 + 2.0**-7, 1 + 2.0**-7, 1])
-
-
-def test_large_integers_become_exact_words():
-    n = jnp.int32([2**31 - 1, -(2**31), 123456789])
-    got = rad.compensated(lambda n: n.astype(jnp.float32), words=True)(n)
-    assert exactly(got) == [2**31 - 1, -(2**31), 123456789]
-    back = rad.compensated(lambda n: n.astype(jnp.float32).astype(jnp.int32))(n)
-    np.testing.assert_array_equal(back[1:], n[1:])
-
-
-# ------------------------------------------------------------------------------------------ no rule, no effect
-
-
-def test_what_has_no_rule_is_evaluated_plainly_and_listed():
-    def f(x):
-        return jax.scipy.special.gammaln(x) + x / 3
-
-    x = jnp.float32([0.7, 2.5])
-    np.testing.assert_allclose(rad.compensated(f)(x), f(x), rtol=1e-6)
-    ((name, file, line),) = rad.compensated(f).plain_operations(x)
-    assert name == "lgamma" and file == __file__ and line == f.__code__.co_firstlineno + 1
-    assert rad.compensated(difference_of_roots).plain_operations(x) == ()
-    factor = rad.compensated(lambda x: jnp.linalg.cholesky(jnp.diag(x)))
-    assert [name for name, _, _ in factor.plain_operations(x)] == ["cholesky"]
-    np.testing.assert_allclose(factor(x), np.diag(np.sqrt(x)), rtol=1e-6)
-
-
-def test_complex_values_pass_plainly():
-    def f(x):
-        return jnp.abs(jnp.exp(1j * x) * x)
-
-    assert rad.compensated(f)(jnp.float32(2.0)) == pytest.approx(2.0)
-    assert {name for name, _, _ in rad.compensated(f).plain_operations(2.0)} >= {"exp", "mul"}
-
-
-def test_strict_dtype_promotion():
-    with jax.numpy_dtype_promotion("strict"):
-        f = rad.compensated(lambda x: jnp.sum(jnp.abs(x) ** 3 / 3) + jnp.where(x > 1, x, 0)[0])
-        assert jnp.isfinite(jax.grad(f)(jnp.float32([1, 2])).sum())
+def test_a_part_in_64_bits_is_walked_in_64_bits():
+    """`logsumexp` near 0 and `compensated_polyval` turn float64 on for themselves; their programs hold it."""
+    x = jnp.float32([-0.5, np.log1p(-np.exp(-0.5))])
+    exact = [mpmath.mpf(float(v)) for v in x]
+    truth = mpmath.log(mpmath.fsum(map(mpmath.exp, exact)))
+    shares = [mpmath.exp(v - truth) for v in exact]
+    f = rad.compensated(stability.logsumexp)
+    assert error(jax.scipy.special.logsumexp(x), [truth]) > 0.1
+    assert f(x).dtype == jnp.float32 and error(f(x), [truth]) <= 1.01 * ROUNDED
+    assert error(jax.grad(f)(x), shares) <= 1.01 * ROUNDED
+    assert error(rad.compensated(jax.grad(stability.logsumexp))(x), shares) <= 1.01 * ROUNDED
+    p, at = jnp.float32([1, -3, 3, -1]), jnp.float32(1.01)
+    root = mpmath.mpf(float(at)) - 1
+    assert error(rad.compensated(stability.compensated_polyval)(p, at), [root**3]) <= 1.01 * ROUNDED

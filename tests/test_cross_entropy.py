@@ -181,3 +181,38 @@ def test_sigmoid_at_infinities():
     np.testing.assert_array_equal(sigmoid_cross_entropy(x, y), [0, INF, 0, INF])
     np.testing.assert_array_equal(jax.vmap(jax.grad(sigmoid_cross_entropy))(x, y), [0, 1, 0, -1])
     np.testing.assert_array_equal(jax.grad(sigmoid_cross_entropy, 1)(3.0, 0.5), -3.0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.int32])
+def test_labels_of_a_vocabulary_that_just_fits_their_dtype(dtype):
+    classes = min(256, int(jnp.iinfo(dtype).max) + 1)
+    loss = softmax_cross_entropy(jnp.zeros((2, classes)), jnp.array([3, classes - 1], dtype))
+    assert ulps(loss, np.log(classes)).max() <= 1
+
+
+def test_forward_mode_where_an_infinite_loss_meets_a_zero_weight():
+    a, y, t = jnp.array([1.0, 2.0, -INF]), jnp.array([0.5, 0.5, 0.0]), jnp.array([1.0, 0.0, 0.0])
+
+    def soft(a):
+        return softmax_cross_entropy(a, y)
+
+    def plain(a):
+        return -(y * jax.nn.log_softmax(a)).sum()
+
+    slope = 1 / (1 + np.e) - 0.5
+    assert ulps(jax.jvp(soft, (a,), (t,))[1], slope) <= 2 and ulps(jax.grad(soft)(a)[0], slope) <= 2
+    assert np.isnan(plain(a))
+    assert jax.jvp(lambda a: sigmoid_cross_entropy(a, 1.0), (INF,), (1.0,))[1] == 0
+    assert np.isnan(-jax.nn.log_sigmoid(INF) - (1 - 1.0) * jax.nn.log_sigmoid(-INF))
+
+
+def test_the_derivative_in_a_binary_label():
+    """It is -a, exactly; the difference of two logarithms cancels."""
+    a = jnp.array([1e-8, 1.2543e-5, 3.0, -40.0, 100.0])
+
+    def plain(a, y):
+        return -y * jax.nn.log_sigmoid(a) - (1 - y) * jax.nn.log_sigmoid(-a)
+
+    ours, theirs = (jax.vmap(jax.grad(f, 1), (0, None))(a, 0.3) for f in (sigmoid_cross_entropy, plain))
+    np.testing.assert_array_equal(ours, -a)
+    assert theirs[0] == 0 and ulps(theirs[1], -np.float64(a[1])) > 1000

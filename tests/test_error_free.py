@@ -209,7 +209,7 @@ def test_dtypes_promote_as_in_jnp():
             stability.two_sum(jnp.float16(1), jnp.float32(1))
     assert stability.two_sum(1, True)[0].dtype == jnp.float32
     assert stability.two_sum(jnp.ones((2, 1)), jnp.ones(3))[1].shape == (2, 3)
-    with pytest.raises(TypeError, match="two_prod takes real numbers, got complex64"):
+    with pytest.raises(TypeError, match="two_prod: `x` has dtype complex64; expected real numbers"):
         stability.two_prod(1j, 1.0)
 
 

@@ -37,7 +37,10 @@ def test_symmetric_functions_of_tied_eigenvalues(values):
     a = with_spectrum(np.array(values, float))
     scale = float(np.abs(values).max())
     for power in (1, 2, 3):
-        f = lambda a: ((st.eigh(a)[0] / scale) ** power).sum() * scale  # noqa: B023, E731
+
+        def f(a, power=power):
+            return ((st.eigh(a)[0] / scale) ** power).sum() * scale
+
         b = np.asarray(a, np.float64) / scale
         exact = power * np.linalg.matrix_power(b, power - 1)
         np.testing.assert_allclose(jax.grad(f)(a), exact, atol=5e-6)
@@ -81,12 +84,18 @@ def test_a_simple_eigenvector_and_a_projection_beside_a_tie():
 def test_distinct_eigenvalues_as_float64_in_any_scale(scale):
     b = random((4, 4))
     b = b + b.T
-    f = lambda eigh: lambda a: (eigh(a / scale)[0][1] + (eigh(a / scale)[1] ** 4).sum()) * scale  # noqa: E731
+
+    def f(eigh):
+        return lambda a: (eigh(a / scale)[0][1] + (eigh(a / scale)[1] ** 4).sum()) * scale
+
     a = b * scale
     first, second = jax.grad(f(st.eigh))(a), jax.hessian(f(st.eigh))(a)
     with jax.enable_x64(True):
         c = jnp.asarray(np.asarray(b, np.float64))
-        g = lambda a: jnp.linalg.eigh(a)[0][1] + (jnp.linalg.eigh(a)[1] ** 4).sum()  # noqa: E731
+
+        def g(a):
+            return jnp.linalg.eigh(a)[0][1] + (jnp.linalg.eigh(a)[1] ** 4).sum()
+
         np.testing.assert_allclose(first, jax.grad(g)(c), rtol=1e-4, atol=1e-5)
         exact = np.asarray(jax.hessian(g)(c))
     np.testing.assert_allclose(np.asarray(second, np.float64) * scale, exact, atol=2e-5 * np.abs(exact).max())
@@ -123,10 +132,17 @@ def test_hermitian_and_batches():
 
 def test_the_norm_of_the_product_at_a_tie():
     a = jnp.diag(jnp.array([1.0, 1.0, 2.0, 3.0]))
-    f = lambda a: st.norm(recomposed(a))  # noqa: E731
+
+    def f(a):
+        return st.norm(recomposed(a))
+
     np.testing.assert_allclose(jax.grad(f)(a), a / 15**0.5, atol=1e-6)
     assert jnp.isfinite(jax.hessian(f)(a)).all()
-    plain = lambda a: jnp.linalg.norm((lambda u, s, v: (u * s) @ v)(*jnp.linalg.svd(a)))  # noqa: E731
+
+    def plain(a):
+        u, s, v = jnp.linalg.svd(a)
+        return jnp.linalg.norm((u * s) @ v)
+
     assert np.isnan(jax.grad(plain)(a)).any()
 
 
@@ -142,8 +158,17 @@ def test_nuclear_norm_and_rotations(shape):
     polar = jax.jacobian(lambda a: (lambda u, s, vh: u @ vh)(*st.svd(a)))(tied)
     assert jnp.isfinite(polar).all()
     a = random(shape, 2)
-    f = lambda svd: lambda a: (lambda u, s, vh: (u**4).sum() + (vh**4).sum() + s[1])(*svd(a))  # noqa: E731
-    thin = lambda a: jnp.linalg.svd(a, full_matrices=False)  # noqa: E731
+
+    def f(svd):
+        def of(a):
+            u, s, vh = svd(a)
+            return (u**4).sum() + (vh**4).sum() + s[1]
+
+        return of
+
+    def thin(a):
+        return jnp.linalg.svd(a, full_matrices=False)
+
     first = in_float64(jax.grad(f(thin)), a)
     np.testing.assert_allclose(jax.grad(f(st.svd))(a), first, atol=1e-5 * np.abs(first).max())
     second = in_float64(jax.hessian(f(thin)), a)
@@ -203,3 +228,7 @@ def test_errors():
         st.svd(jnp.ones((2, 3)), full_matrices=True)
     with pytest.raises(ValueError, match="must be matrices"):
         st.svd(jnp.ones(3))
+
+
+def test_cholesky_of_nothing():
+    assert st.cholesky(jnp.zeros((0, 0))).shape == (0, 0)

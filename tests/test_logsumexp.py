@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from robustad.stability import logcumsumexp, logmeanexp, logsumexp
+from robustad.stability import LogSumExp, logcumsumexp, logmeanexp, logsumexp
 from tests._log_space import INF, Exact, rows, words
 from tests._ulp import ulps
 
@@ -141,7 +141,7 @@ def test_arguments():
         half = x.astype(jnp.bfloat16)
         assert logsumexp(half, 1).dtype == jnp.bfloat16 and jax.grad(logsumexp)(half).dtype == jnp.bfloat16
         assert logsumexp(jnp.array([1, 2])).dtype == jnp.float32
-    with pytest.raises(TypeError, match="real arrays"):
+    with pytest.raises(TypeError, match="has dtype complex64; expected real numbers"):
         logsumexp(jnp.array([1j]))
     with pytest.raises(ValueError, match="`axis` 3 is out of range"):
         logsumexp(x, 3)
@@ -183,3 +183,36 @@ def test_logcumsumexp():
         )
     assert np.isnan(jax.jacfwd(jax.lax.cumlogsumexp)(x[0])).any()
     assert np.isfinite(jax.jit(jax.hessian(lambda x: logcumsumexp(x)[-1]))(x[0])).all()
+
+
+def test_large_weights_do_not_overflow():
+    a, b = jnp.array([64.0, -3.0]), jnp.array([1e12, 1e37])
+    wide = np.asarray(b, np.float64)
+    wanted = np.log(wide[0] * np.exp(64.0) + wide[1] * np.exp(-3.0))
+    assert ulps(logsumexp(a, b=b), wanted) <= 2
+    assert ulps(LogSumExp.init().add(a, b=b).finalize(), wanted) <= 2
+    assert np.isinf(jnp.log(jnp.sum(b * jnp.exp(a))))
+
+
+@pytest.mark.parametrize("f", [lambda a, b: logsumexp(a, b=b), lambda a, b: LogSumExp.init().add(a, b=b).finalize()])
+def test_elements_of_weight_zero(f):
+    a, b = jnp.array([0.0, 1.0]), jnp.array([1.0, 0.0])
+    assert ulps(jax.grad(f, 1)(a, b), np.array([1, np.e])).max() <= 1
+    np.testing.assert_array_equal(jax.grad(lambda b: jax.scipy.special.logsumexp(a, b=b))(b), [1, 0])
+    for far in (50.0, 1000.0):
+        np.testing.assert_array_equal(jax.jacfwd(f)(jnp.array([0.0, far]), b), [1, 0])
+
+
+def test_infinite_elements_with_weights():
+    a, b = jnp.array([INF, 0.0]), jnp.ones(2)
+    np.testing.assert_array_equal(jax.grad(lambda a: logsumexp(a, b=b))(a), [1, 0])
+    assert np.isnan(jax.grad(lambda a: jax.scipy.special.logsumexp(a, b=b))(a)).any()
+
+
+def test_masked_elements_do_not_cost_digits_of_a_mean():
+    x = jnp.concatenate([jnp.array([0.0, -1e-3]), jnp.zeros(10**5)])
+    counted = jnp.arange(len(x)) < 2
+    exact = np.log((1 + np.exp(np.float64(np.float32(-1e-3)))) / 2)
+    assert ulps(logmeanexp(x, where=counted), exact) <= 4
+    plain = jax.scipy.special.logsumexp(jnp.where(counted, x, -INF)) - jnp.log(2.0)
+    assert ulps(plain, exact) > 100

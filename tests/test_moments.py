@@ -40,7 +40,10 @@ def near(got, expected, rtol):
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_over_the_range(ddof):
     std, var = (lambda x: st.std(x, ddof=ddof)), (lambda x: st.var(x, ddof=ddof))
-    second = lambda f, x: (jax.hessian(f)(x), jax.jacrev(jax.grad(f))(x))  # noqa: E731
+
+    def second(f, x):
+        return (jax.hessian(f)(x), jax.jacrev(jax.grad(f))(x))
+
     run = jax.jit(
         lambda x: (st.mean(x), var(x), std(x), jax.grad(var)(x), jax.grad(std)(x), second(var, x), second(std, x))
     )
@@ -100,7 +103,7 @@ def test_where_axis_keepdims_and_ddof_as_in_jnp():
         assert np.isnan(ours(x[0, 0, :1], ddof=1))
         with pytest.raises(ValueError, match="`ddof` or `correction`"):
             ours(x, ddof=1, correction=1)
-        with pytest.raises(TypeError, match="must be real"):
+        with pytest.raises(TypeError, match="`x` has dtype complex64; expected real numbers"):
             ours(1j * x)
     np.testing.assert_allclose(
         st.mean(x, 1, where=where, keepdims=True), jnp.mean(x, 1, where=where, keepdims=True), 1e-6
@@ -126,3 +129,18 @@ def test_transforms():
             assert f(x[0].astype(jnp.bfloat16)).dtype == jnp.bfloat16
     with jax.enable_x64(True):
         assert st.std(jnp.array([1e200, -1e200])) == 1e200
+
+
+def test_results_of_another_dtype():
+    x = 1 + jnp.array([0.4, 0.4, 1.4]) * 2**-10
+    assert st.mean(x, dtype=jnp.float16) == 1 + 2**-10 and jnp.mean(x, dtype=jnp.float16) == 1  # which rounds x first
+    wide = jnp.array([300, -300], jnp.float16)
+    assert st.var(wide, dtype=jnp.float32) == 90000 and jnp.isinf(st.var(wide))
+    assert st.std(wide, dtype=jnp.bfloat16).dtype == jnp.bfloat16 and st.std(wide, 0, jnp.bfloat16) == 300
+    assert st.mean(wide, 0, jnp.complex64) == 0 and st.mean(wide, 0, jnp.complex64).dtype == jnp.complex64
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: st.mean(x, dtype=jnp.float32))(wide), jnp.full(2, 0.5, jnp.float16)
+    )
+    with jax.enable_x64(True):
+        x = jnp.array([1e8, 1, -1e8], jnp.float32)
+        assert st.mean(x, dtype=jnp.float64) == 1 / 3 and st.mean(x) != np.float32(1 / 3)

@@ -35,7 +35,10 @@ def close(got, expected, rtol=1e-6, scale=1.0):
 
 @pytest.mark.parametrize("p", [2.0, 3.0, 2.5])
 def test_value_gradient_and_hessian_over_the_range(p):
-    f = lambda x: st.norm(x, p)  # noqa: E731
+
+    def f(x):
+        return st.norm(x, p)
+
     run = jax.jit(lambda x: (f(x), jax.grad(f)(x), jax.hessian(f)(x), jax.jacrev(jax.grad(f))(x)))
     for v in VECTORS:
         x = jnp.array(v, jnp.float32)

@@ -72,9 +72,15 @@ def test_accumulators_merge_associatively_and_commutatively_to_the_bit():
 
 def test_device_counts_give_the_same_bits_where_a_plain_psum_does_not():
     x = TERMS.reshape(-1, 2)
-    one_shot = lambda x: rs.reproducible_psum(x, "i", axis=0)  # noqa: E731
-    accumulated = lambda x: rs.Accumulator.init(2).add(x).psum("i").finalize()  # noqa: E731
-    plain = lambda x: jax.lax.psum(x.sum(0), "i")  # noqa: E731
+
+    def one_shot(x):
+        return rs.reproducible_psum(x, "i", axis=0)
+
+    def accumulated(x):
+        return rs.Accumulator.init(2).add(x).psum("i").finalize()
+
+    def plain(x):
+        return jax.lax.psum(x.sum(0), "i")
 
     def bits(way, *meshes):
         return {pattern(jax.jit(over_devices(way, devices, check_vma))(x)) for devices, check_vma in meshes}
@@ -187,7 +193,7 @@ def test_arguments_are_those_of_jnp_sum():
     for arguments in cases:
         np.testing.assert_array_equal(rs.reproducible_sum(x, **arguments), jnp.sum(x, **arguments))
         np.testing.assert_allclose(rs.reproducible_mean(x, **arguments), jnp.mean(x, **arguments), rtol=1e-6)
-    assert rs.reproducible_sum([1, 2]).dtype == np.float32
+    assert rs.reproducible_sum(np.array([1, 2])).dtype == np.float32
     with pytest.raises(TypeError, match="`x` has dtype complex64"):
         rs.reproducible_sum(1j)
     with pytest.raises(ValueError, match="`axis` 3 is out of range"):
@@ -209,8 +215,13 @@ def test_the_mean_is_rounded_once_and_does_not_overflow():
 
 def test_derivatives_to_second_order_in_both_modes():
     x = RNG.standard_normal((5, 3)).astype(np.float32)
-    cube = lambda total: lambda x: total(jnp.sin(x) * x) ** 3  # noqa: E731
-    accumulate = lambda x: rs.Accumulator.init().add(x).finalize()  # noqa: E731
+
+    def cube(total):
+        return lambda x: total(jnp.sin(x) * x) ** 3
+
+    def accumulate(x):
+        return rs.Accumulator.init().add(x).finalize()
+
     for ours, plain in ((rs.reproducible_sum, jnp.sum), (rs.reproducible_mean, jnp.mean), (accumulate, jnp.sum)):
         with jax.numpy_dtype_promotion("strict"):
             gradient = jax.jit(jax.grad(cube(ours)))(x)
@@ -237,15 +248,35 @@ def test_derivatives_over_devices_are_those_of_psum(check_vma: bool):
         lambda x: rs.reproducible_psum(x, "i", axis=None),
         lambda x: rs.Accumulator.init().add(x).psum("i").finalize(),
     ]
-    plain = lambda x: jax.lax.psum(x.sum(), "i")  # noqa: E731
-    inside = lambda f: jax.shard_map(  # noqa: E731
-        jax.grad(lambda x: f(x) ** 2),
-        mesh=mesh_of(4),
-        in_specs=PartitionSpec("i"),
-        out_specs=PartitionSpec("i"),
-        check_vma=check_vma,
-    )
-    outside = lambda f: jax.grad(lambda x: over_devices(f, 4, check_vma)(x) ** 2)  # noqa: E731
+
+    def plain(x):
+        return jax.lax.psum(x.sum(), "i")
+
+    def inside(f):
+        sharded = PartitionSpec("i")
+        slope = jax.grad(lambda x: f(x) ** 2)
+        return jax.shard_map(slope, mesh=mesh_of(4), in_specs=sharded, out_specs=sharded, check_vma=check_vma)
+
+    def outside(f):
+        return jax.grad(lambda x: over_devices(f, 4, check_vma)(x) ** 2)
+
     for way in ways:
         for place in (inside, outside):
             np.testing.assert_allclose(jax.jit(place(way))(x), jax.jit(place(plain))(x), rtol=1e-5)
+
+
+def test_mapped_accumulators():
+    x = jnp.arange(12.0).reshape(4, 3)
+    state = jax.vmap(lambda row: rs.Accumulator.init().add(row))(x)
+    np.testing.assert_array_equal(state.finalize(), x.sum(1))
+    np.testing.assert_array_equal(jax.tree.map(lambda leaf: leaf[1:], state).finalize(), x[1:].sum(1))
+
+
+def test_second_derivatives_through_a_scan_of_accumulators():
+    def square(x):
+        state, _ = jax.lax.scan(lambda s, row: (s.add(row), None), rs.Accumulator.init(), x.reshape(2, 2))
+        return state.finalize() ** 2
+
+    x = jnp.arange(4.0)
+    for hessian in (jax.hessian(square)(x), jax.jacrev(jax.grad(square))(x), jax.jacfwd(jax.jacfwd(square))(x)):
+        np.testing.assert_array_equal(hessian, np.full((4, 4), 2))

@@ -63,12 +63,18 @@ def test_matrix_products_depend_on_rows_and_columns_alone(slices: int | None):
 
 def test_derivatives_of_dots():
     a, b = RNG.standard_normal((2, 5)).astype(np.float32), RNG.standard_normal((5, 3)).astype(np.float32)
-    loss = lambda dot: lambda a, b: jnp.sum(jnp.sin(dot(a, b)))  # noqa: E731
+
+    def loss(dot):
+        return lambda a, b: jnp.sum(jnp.sin(dot(a, b)))
+
     products = [rs.reproducible_dot, functools.partial(rs.reproducible_dot, slices=2)]
     for product in products:
         got, want = (jax.jit(jax.grad(loss(dot), (0, 1)))(a, b) for dot in (product, jnp.dot))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), got, want)
-    square = lambda dot: lambda x: dot(x, x * b[:, 0]) ** 2  # noqa: E731
+
+    def square(dot):
+        return lambda x: dot(x, x * b[:, 0]) ** 2
+
     got, want = (jax.jit(jax.hessian(square(dot)))(a[0]) for dot in (rs.reproducible_dot, jnp.dot))
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
@@ -79,3 +85,18 @@ def test_special_values_in_matrix_products():
     for slices in (None, 2):
         result, plain = rs.reproducible_dot(a, b, slices=slices), jnp.dot(a, b)
         np.testing.assert_array_equal(np.where(np.isfinite(result), 0, result), np.where(np.isfinite(plain), 0, plain))
+
+
+def test_products_without_terms():
+    assert rs.reproducible_dot(jnp.zeros((3, 0)), jnp.zeros((0, 2))).shape == (3, 2)
+    assert jax.vmap(rs.reproducible_dot)(jnp.zeros((4, 3, 0)), jnp.zeros((4, 0, 2))).shape == (4, 3, 2)
+
+
+def test_subnormal_factors_and_products():
+    """To the bit; `jnp.dot` reads the first factor as 0, and flushes the second product."""
+    a, b = np.array([2.0**-140], np.float32), np.array([2.0**40], np.float32)
+    alone, padded = rs.reproducible_dot(a, b), rs.reproducible_dot(np.append(a, [0.0]), np.append(b, [0.0]))
+    assert alone == padded == 2.0**-100 and jnp.dot(a, b) == 0
+    a, b = np.array([3 * 2.0**-80], np.float32), np.array([2.0**-69], np.float32)
+    assert np.asarray(rs.reproducible_dot(a, b)).view(np.int32) == 3  # 3 · 2⁻¹⁴⁹
+    assert np.asarray(jnp.dot(a, b)).view(np.int32) == 0

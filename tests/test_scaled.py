@@ -95,3 +95,27 @@ def test_infinities_axes_and_errors():
         assert prod(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="`axis` 3 is out of range"):
         prod(x, 3)
+
+
+def test_masks_kept_axes_and_dtypes():
+    x = jnp.array([[2.0, 0.0, 3.0], [1e30, 1e30, 1e30]])
+    mask = jnp.array([[True, False, True], [True, False, False]])
+    np.testing.assert_array_equal(prod(x, 1, where=mask), jnp.prod(x, 1, where=mask))
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: prod(x, 1, where=mask).sum())(x), [[3.0, 0.0, 2.0], [1.0, 0.0, 0.0]]
+    )
+    assert prod(x, where=False) == 1
+    m, k = scaled_prod(x, 1, keepdims=True, where=jnp.array([True, False, True]))
+    np.testing.assert_array_equal(m[0], [0.75])
+    np.testing.assert_array_equal(k[0], [3])
+    assert m.shape == k.shape == (2, 1) and ulps(m[1], [1e60 / 2.0 ** float(k[1, 0])]) <= 1
+    half = jnp.array([300.0, 300.0], jnp.float16)
+    assert prod(half, dtype=jnp.float32) == 90000 and jnp.isinf(prod(half))
+    assert prod(half, 0, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_products_along_axes_of_an_empty_array():
+    for axis in (0, 1):
+        got, plain = prod(jnp.zeros((0, 3)), axis), jnp.prod(jnp.zeros((0, 3)), axis)
+        assert got.shape == plain.shape
+        np.testing.assert_array_equal(got, plain)

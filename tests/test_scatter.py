@@ -43,7 +43,10 @@ def test_orders_give_the_same_bits_where_a_plain_sum_does_not():
 def test_batches():
     ids = np.stack([IDS, IDS[::-1]])
     rows = np.stack([ROWS, ROWS * 3])
-    one_by_one = lambda pairs: pattern(np.stack([exact(*pair) for pair in pairs]))  # noqa: E731
+
+    def one_by_one(pairs):
+        return pattern(np.stack([exact(*pair) for pair in pairs]))
+
     assert pattern(jax.vmap(segment_sum)(rows, ids)) == one_by_one(zip(rows, ids))
     assert pattern(jax.vmap(segment_sum, (0, None))(rows, IDS)) == one_by_one((r, IDS) for r in rows)
     assert pattern(jax.vmap(segment_sum, (None, 0))(ROWS, ids)) == one_by_one((ROWS, i) for i in ids)
@@ -115,7 +118,10 @@ def test_range_special_values_and_empty_segments():
 def test_derivatives_to_second_order():
     x = RNG.standard_normal(20).astype(np.float32)
     ids = np.where(IDS[:20] < 0, SEGMENTS, IDS[:20])
-    loss = lambda total: lambda x: jnp.sum(total(jnp.sin(x), ids, SEGMENTS) ** 3)  # noqa: E731
+
+    def loss(total):
+        return lambda x: jnp.sum(total(jnp.sin(x), ids, SEGMENTS) ** 3)
+
     ours, plain = loss(rs.segment_sum), loss(jax.ops.segment_sum)
     for order in (jax.grad, jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
         np.testing.assert_allclose(jax.jit(order(ours))(x), order(plain)(x), rtol=1e-5, atol=1e-4)

@@ -12,17 +12,14 @@ import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.interpreters import mlir
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from robustad import _jaxpr
-from robustad._interpret import interpret
 from robustad.arithmetic import _shadow
-from robustad.arithmetic._shadow import RULES, Shadow, ShadowArithmetic
+from robustad.arithmetic._shadow import RULES, Shadow
+from tests._operands import cast, numbers, positive_definite, square, x, y
 from tests._walking import assert_close, assert_same_bits, assert_typed, in_float64, shadows, walk
-
-# --------------------------------------------------------------------------------------------------------- the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,35 +36,14 @@ class Row:
     high: bool = True
 
 
-DTYPES = {"f32": np.float32, "f16": np.float16, "bf16": jnp.bfloat16, "c64": np.complex64}
 REAL = "f32 bf16"
 ALL = "f32 bf16 c64"
 EVERY = "f32 f16 bf16 c64"
 
 
-def cast(x: Any, dtype: str) -> Any:
-    x = np.asarray(x)
-    if x.dtype.kind not in "fc":
-        return jnp.asarray(x)
-    if dtype == "c64" and x.dtype.kind == "f":
-        x = x + 0.375j * np.cos(np.arange(x.size)).reshape(x.shape)
-    return jnp.asarray(x.astype(DTYPES[dtype]))
-
-
-def numbers(*shape: int, low: float = -1.5, high: float = 1.5, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(low, high, shape)
-
-
-def positive_definite(n: int = 4) -> np.ndarray:
-    a = numbers(n, n)
-    return a @ a.T + 0.25 * np.eye(n)
-
-
-x, y = numbers(3, 8), numbers(3, 8, seed=1)
 positive = numbers(3, 8, low=0.125, high=4.0)
 unit = numbers(3, 8, low=-0.9, high=0.9)
 above_one = numbers(3, 8, low=1.125, high=4.0)
-square = numbers(4, 4) + 2 * np.eye(4)
 image, kernel = numbers(2, 3, 6, 6), numbers(4, 3, 3, 3, seed=1)
 index = np.array([2, 0, 1], np.int32)
 spread = np.random.default_rng(3).permutation(24).reshape(3, 8) / 8 - 1.0  # no two are near
@@ -386,273 +362,6 @@ def test_integers_booleans_and_keys_have_no_twin() -> None:
         assert_typed(value)
 
 
-# ------------------------------------------------------------------------------ the twin follows the working decisions
-#
-# In each, `rounded` casts to bfloat16 and back: the working values are tied or reordered, the twins are not.
-
-
-def rounded(x: Any) -> Any:
-    return x.astype(jnp.bfloat16).astype(jnp.float32)
-
-
-def swallowed(x: Any) -> Any:
-    """0 in the working program for |x| < 8, x in the twin."""
-    return rounded(x + 2048) - 2048
-
-
-near = jnp.asarray([1.0, 1.002, 0.999, 1.001, 3.0, -2.0], jnp.float32)  # the first four are 1 in bfloat16
-exact = np.asarray(near, np.float64)
-
-
-def test_rounding_keeps_the_twin() -> None:
-    assert_same_bits(walk(rounded, near).working, rounded(near))
-    assert_close(walk(rounded, near).high, exact)
-    assert_close(walk(lambda x: lax.reduce_precision(x, 5, 3), near).high, exact)
-
-
-def test_sort_and_its_permutation_follow() -> None:
-    order = [5, 0, 1, 2, 3, 4]  # stable, ties as they stood; the twins alone would be sorted otherwise
-    walked = walk(lambda x: jnp.sort(rounded(x)), near)
-    assert_close(walked.high, exact[order])
-    assert not np.all(np.diff(walked.high) >= 0)
-    assert_close(walk(lambda x: x[jnp.argsort(rounded(x))], near).high, exact[order])
-    carried = walk(lambda x: lax.sort((rounded(x), 2 * x), num_keys=1), near)
-    assert_close(carried[1].high, 2 * exact[order])
-
-
-def test_top_k_follows() -> None:
-    values, places = walk(lambda x: lax.top_k(rounded(x), 3), near)
-    np.testing.assert_array_equal(places.working, [4, 0, 1])
-    assert_close(values.high, exact[[4, 0, 1]])
-
-
-def test_argmax_follows() -> None:
-    def f(x: Any) -> Any:
-        return x[jnp.argmax(rounded(x[:4]))], x[jnp.argmin(rounded(x[:4]))]
-
-    assert_close([v.high for v in walk(f, near)], exact[[0, 0]])
-
-
-@pytest.mark.parametrize("f,plain", [(jnp.max, np.max), (jnp.min, np.min)])
-def test_reduced_extremum_is_among_the_elements_taken(f: Any, plain: Any) -> None:
-    """The third element is off by all of its value; the twin of the extremum is its twin, not the largest."""
-
-    sign = -1 if f is jnp.min else 1
-
-    def g(x: Any) -> Any:  # times sign: 0.25, 0.25, 0.5 in the working program; 0.25, 0.25, 0 in the twin
-        return f(sign * jnp.stack([x / 2, x / 2, x - swallowed(x)]))
-
-    walked = walk(g, jnp.float32(0.5))
-    assert (float(walked.working), float(walked.high)) == (sign * 0.5, 0.0)
-    tied = walk(lambda x: f(rounded(x[:4])), near)
-    assert_close(tied.high, plain(exact[:4]))
-
-
-def test_reduced_extremum_of_nan() -> None:
-    walked = walk(lambda x: jnp.max(jnp.log(x)), jnp.asarray([1.0, -1.0, 2.0]))
-    assert np.isnan(walked.working) and np.isnan(walked.high)
-    recovered = walk(lambda x: jnp.max(x * 1e30 * 1e30 - x * 1e30 * 1e30), jnp.ones(2))
-    assert np.isnan(recovered.working)
-    assert_close(recovered.high, 0.0)
-
-
-def test_maximum_takes_the_working_operand() -> None:
-    def f(x: Any) -> Any:
-        wrong = swallowed(x)
-        return jnp.maximum(wrong, 0.5), jnp.minimum(0.5, wrong), jnp.maximum(wrong, 0.0)
-
-    larger, smaller, tied = walk(f, jnp.float32(0.75))
-    assert (float(larger.working), float(larger.high)) == (0.5, 0.5)
-    assert (float(smaller.working), float(smaller.high)) == (0.0, 0.75)
-    assert (float(tied.working), float(tied.high)) == (0.0, 0.75)
-
-
-def test_select_and_branch_follow() -> None:
-    def f(x: Any) -> Any:
-        wrong = swallowed(x)
-        chosen = lax.cond(wrong > 0, lambda v: 2 * v, lambda v: 3 * v, x)
-        return jnp.where(wrong > 0, 2 * x, 3 * x), chosen
-
-    for value in walk(f, jnp.float32(0.75)):
-        assert (float(value.working), float(value.high)) == (2.25, 2.25)
-
-
-@pytest.mark.parametrize("f", [jnp.floor, jnp.ceil, jnp.round, jnp.sign])
-def test_rounding_to_integers_follows(f: Any) -> None:
-    def below(x: Any) -> Any:  # 2 in float32, just below or above in the twin
-        return f((x - 2e-9) if f is not jnp.sign else swallowed(x))
-
-    walked = walk(below, jnp.float32(2.0) if f is not jnp.sign else jnp.float32(0.75))
-    assert_same_bits(np.float64(walked.working), walked.high)
-
-
-def test_integers_cast_from_floats_follow() -> None:
-    walked = walk(lambda x: (x - 2e-9).astype(jnp.int32).astype(jnp.float32), jnp.float32(2.0))
-    assert (float(walked.working), float(walked.high)) == (2.0, 2.0)
-
-
-def test_remainder_follows_the_quotient() -> None:
-    """6 - 2e-9 modulo 2 is nearly 2, but the working program, which holds 6, took the quotient 3."""
-    walked = walk(lambda x: lax.rem(x - jnp.float32(2.0**-30), jnp.float32(2)), jnp.float32(6.0))
-    assert float(walked.working) == 0.0
-    assert float(walked.high) == -(2.0**-30)
-
-
-@pytest.mark.parametrize("f", [lambda x: jnp.clip(x, 1.0, 1.5), lambda x: lax.clamp(1.0, x, 1.5)], ids=["jnp", "lax"])
-def test_clamp_follows(f: Any) -> None:
-    """What the working program left alone stays, though its twin may be out of bounds: the derivative is 1 there."""
-    walked = walk(lambda x: f(rounded(x) * jnp.float32(1.25)), near)
-    kept = exact * 1.25
-    assert_close(walked.high, np.where(kept > 1.5, 1.5, np.where(kept < 1, 1.0, kept)))
-    outside = walk(lambda x: f(swallowed(x)), jnp.float32(1.25))
-    assert (float(outside.working), float(outside.high)) == (1.0, 1.0)
-    inside = walk(lambda x: f(1.25 + swallowed(x)), jnp.float32(1.0))
-    assert (float(inside.working), float(inside.high)) == (1.25, 2.25)
-
-
-def test_pooling_derivative_goes_where_the_working_program_sent_it() -> None:
-    def f(x: Any) -> Any:
-        pooled = lax.reduce_window(rounded(x), -jnp.inf, lax.max, (4,), (4,), "VALID")
-        return jnp.sum(pooled * 1.5)
-
-    walked = walk(jax.grad(f), near[:4])
-    np.testing.assert_array_equal(walked.working, [1.5, 0, 0, 0])
-    np.testing.assert_array_equal(walked.high, [1.5, 0, 0, 0])
-
-
-def test_lu_pivots_follow() -> None:
-    """The first column is a tie in bfloat16, and the twin alone would pivot otherwise."""
-    a = jnp.asarray([[1.0, 2.0, 0.5], [1.002, -1.0, 4.0], [0.25, 3.0, 1.0]], jnp.float32)
-    factors, _, order = walk(lambda a: lax.linalg.lu(rounded(a)), a)
-    packed, permuted = np.asarray(factors.high), np.asarray(a, np.float64)[np.asarray(order.working)]
-    assert np.asarray(order.working)[0] == 0
-    assert_close((np.tril(packed, -1) + np.eye(3)) @ np.triu(packed), permuted)
-    assert_close(factors.high, factors.working, 0.02)
-
-
-def test_lu_of_a_singular_matrix_stays_finite() -> None:
-    a = jnp.asarray([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [0.0, 0.0, 1.0]])
-    factors, _, _ = walk(lax.linalg.lu, a)
-    np.testing.assert_array_equal(factors.high, factors.working)
-
-
-def test_qr_pivots_follow() -> None:
-    a = jnp.asarray([[1.0, 1.002, 0.25], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]) + jnp.eye(3) / 64
-    q, r, order = walk(lambda a: lax.linalg.qr(rounded(a), pivoting=True), a)
-    assert_close(q.high @ r.high, np.asarray(a, np.float64)[:, np.asarray(order.working)])
-    assert_close(q.high, q.working, 0.1)
-
-
-SYMMETRIC = jnp.asarray(positive_definite() - np.eye(4), jnp.float32)
-GENERAL = jnp.asarray(square, jnp.float32)
-
-
-@pytest.mark.parametrize("dtype", ["f32", "c64"])
-def test_signs_of_factors_follow(dtype: str) -> None:
-    """eigh, svd and qr leave a sign (phase) free; each factor must be near the working one and yet exact."""
-    a = cast(square, dtype)
-    wide = np.asarray(a, np.complex128)
-    values, vectors = walk(lambda a: jnp.linalg.eigh(a + jnp.conj(a.T), symmetrize_input=False), a)
-    assert_close(vectors.high, vectors.working, 1e-5)
-    assert_close((wide + wide.conj().T) @ vectors.high, vectors.high * values.high)
-    u, s, vt = walk(lambda a: jnp.linalg.svd(a, full_matrices=False), a)
-    assert_close(u.high, u.working, 1e-5)
-    assert_close(vt.high, vt.working, 1e-5)
-    assert_close((u.high * s.high) @ vt.high, wide)
-    q, r = walk(jnp.linalg.qr, a)
-    assert_close(q.high, q.working, 1e-5)
-    assert_close(q.high @ r.high, wide)
-    values, left, right = walk(lax.linalg.eig, a)
-    for value in (values, left, right):
-        assert_close(value.high, value.working, 1e-5)
-    assert_close(wide @ right.high, right.high * values.high)
-
-
-# -------------------------------------------------------------------------------------------------- the size of terms
-
-
-def terms(f: Callable[..., Any], primitive: str, *args: Any) -> float:
-    program, _ = _jaxpr.trace(f, *args)
-    (path,) = [site.path for site in _jaxpr.sites(program) if site.primitive == primitive]
-    arithmetic = ShadowArithmetic(watched=frozenset({path}))
-    with jax.enable_x64(True):
-        records = jax.jit(lambda xs: interpret(arithmetic, program, [_shadow.lift(x) for x in xs])[1])(list(args))
-        return float(records[path])
-
-
-a32, b32 = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
-a64, b64 = np.abs(np.asarray(a32, np.float64)), np.abs(np.asarray(b32, np.float64))
-groups = jnp.asarray([3, 0, 5], jnp.int32)
-TERMS: list[tuple[str, Callable[..., Any], tuple[Any, ...], Any]] = [
-    ("reduce_sum", lambda x: jnp.sum(x, 0), (a32,), a64.sum(0)),
-    ("cumsum", lambda x: jnp.cumsum(x, 1), (a32,), a64.cumsum(1)),
-    ("dot_general", lambda x, y: x @ y.T, (a32, b32), a64 @ b64.T),
-    ("dot_general", lambda x, y: x @ y.T, (a32.astype(jnp.bfloat16), b32), None),
-    ("dot_general", lambda x, y: x @ y.T, (a32 + 0j, b32 + 0j), a64 @ b64.T),
-    ("conv_general_dilated", lambda x, y: lax.conv(x[None, None], y[None, None], (1, 1), "VALID"), (a32, b32), None),
-    ("scatter-add", lambda x, y: x.at[jnp.array([0, 0, 2])].add(y), (a32, b32), None),
-    ("ragged_dot_general", lax.ragged_dot, (a32.T, jnp.stack([b32] * 3), groups), a64.T @ b64),
-    ("sin", jnp.sin, (a32,), np.sin(a64)),
-]
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-18, 1e18])
-@pytest.mark.parametrize("case", TERMS, ids=lambda case: case[0])
-def test_terms_size(case: Any, scale: float) -> None:
-    """The norm of the sum of the magnitudes, whatever their scale: a product of two exceeds float32's range."""
-    primitive, f, args, expected = case
-    scale = 1.0 if primitive == "sin" else scale
-    products = 2 if primitive in _shadow.CONTRACTING else 1
-    scaled = [a * jnp.asarray(scale, a.dtype) if jnp.issubdtype(a.dtype, jnp.inexact) else a for a in args]
-    if expected is None:
-        wide = [np.abs(np.asarray(a).astype(np.float64)) for a in args]
-        expected = in_float64(f, *[jnp.asarray(a, jnp.float32) for a in wide])
-    np.testing.assert_allclose(
-        terms(f, primitive, *scaled), np.linalg.norm(np.ravel(expected)) * scale**products, rtol=1e-2
-    )
-
-
-# ---------------------------------------------------------------------------------------- primitives without a rule
-
-
-def new_primitive(name: str) -> Callable[[Any], Any]:
-    """Doubles; JAX can run it, robustad has no rule for it."""
-    primitive = jax.extend.core.Primitive(name)
-    primitive.def_impl(lambda x: x * 2)
-    primitive.def_abstract_eval(lambda x: x)
-    mlir.register_lowering(primitive, mlir.lower_fun(lambda x: x * 2, multiple_results=False))
-    return primitive.bind
-
-
-def through_the_host(x: Any) -> Any:
-    return jax.pure_callback(lambda v: 2 * np.asarray(v), jax.ShapeDtypeStruct(x.shape, x.dtype), x)
-
-
-def schur(x: Any) -> Any:
-    return jax.scipy.linalg.schur(jnp.diag(x))[0].diagonal()
-
-
-UNKNOWN = [("doubled_by_a_stranger", None), ("pure_callback", through_the_host), ("schur", schur)]
-
-
-@pytest.mark.parametrize("name,f", UNKNOWN, ids=lambda v: v if isinstance(v, str) else "")
-def test_unknown_primitive_is_plain_and_lost(name: str, f: Any) -> None:
-    f = f or new_primitive(name)
-
-    def g(x: Any) -> Any:
-        return f(jnp.sin(x)) + 0.5
-
-    x = jnp.linspace(0.25, 1, 5)
-    program, _ = _jaxpr.trace(g, x)
-    lost = {site.primitive for site in _jaxpr.sites(program) if _shadow.is_lost(site.equation)}
-    assert lost - {"select_and_gather_add"} >= {name} and "sin" not in lost
-    walked = walk(g, x)
-    assert_same_bits(walked.working, jax.jit(g)(x))
-    assert_typed(walked)
-    anew = np.asarray(jax.jit(lambda x: f(jnp.sin(x)))(x), np.float64)
-    assert_close(walked.high, anew + 0.5)  # not 2 sin x in float64: the twin started anew
-
-
 def test_nothing_of_the_table_is_lost() -> None:
     for row, dtype in CASES:
         if dtype == row.dtypes.split()[0]:
@@ -663,13 +372,3 @@ def test_nothing_of_the_table_is_lost() -> None:
                 if not _jaxpr.control(s.equation) and _shadow.is_lost(s.equation)
             }
             assert not lost, row.name
-
-
-def test_integers_of_unknown_primitives_are_not_lost() -> None:
-    program, _ = _jaxpr.trace(lambda x: jnp.argmax(x) + lax.population_count(jnp.int32(7)), jnp.ones(3))
-    assert not any(_shadow.is_lost(site.equation) for site in _jaxpr.sites(program))
-
-
-def test_a_second_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match="a second shadow rule for primitive `sin`"):
-        _shadow.rule("sin")(lambda eqn, operands, working: [])

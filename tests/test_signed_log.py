@@ -164,3 +164,14 @@ def test_plain_products_fail():
     assert np.prod(x) == 0
     np.testing.assert_allclose(S(x).prod().to_array(), exact, rtol=2e-6)
     np.testing.assert_allclose(prod(x), exact, rtol=2e-7)
+
+
+def test_zeros_among_large_numbers():
+    """`jnp.prod` has met an infinity before it meets the zero: NaN."""
+    zero, large = S(0.0), SignedLog.from_log(1000.0)
+    assert (zero * large).to_array() == 0
+    x = jnp.array([1e30, 1e30, 0.0])
+    assert S(x).prod().to_array() == 0 and np.isnan(jnp.prod(x))
+    assert S(x[::-1]).prod().to_array() == 0
+    undefined = zero / 0.0
+    assert jnp.isnan(undefined.to_array()) and jnp.isnan(undefined.log)

@@ -148,7 +148,7 @@ def test_dtypes(function):
             np.testing.assert_array_equal(function(x), function(x.astype(jnp.float32)).astype(dtype))
             assert jax.hessian(lambda x: function(x)[0])(x).dtype == dtype
         assert function(jnp.array([1, 2])).dtype == jnp.float32
-    with pytest.raises(TypeError, match="real arrays"):
+    with pytest.raises(TypeError, match="has dtype complex64; expected real numbers"):
         function(jnp.array([1j]))
     with pytest.raises(ValueError, match="`axis` 3 is out of range"):
         function(jnp.zeros(2), axis=3)
@@ -165,3 +165,9 @@ def test_long_rows():
     np.testing.assert_allclose(gradient, others / (1 + others), rtol=1e-6)
     shares = np.exp(wide[0] - wide[0].max())
     np.testing.assert_allclose(softmax(jnp.asarray(x))[0], shares / shares.sum(), rtol=1e-6)
+
+
+def test_a_mask_may_add_axes():
+    x, where = jnp.array([0.0, 1.0, 5.0]), jnp.array([[True, True, True], [True, True, False]])
+    np.testing.assert_array_equal(softmax(x, where=where), jnp.stack([softmax(x, where=row) for row in where]))
+    assert jax.nn.softmax(x, where=where).shape == (2, 3)

@@ -235,3 +235,8 @@ def test_third_derivatives_in_reverse_mode(name):
     error = ulps(third, truth)
     assert (error[np.abs(truth) > 1e-10] <= 16).all(), (third, truth, error)
     assert (np.abs(third)[np.abs(truth) <= 1e-10] <= 1e-10).all(), third
+
+
+def test_narrow_elu_is_rounded_once():
+    x = jnp.linspace(-3, 0, 1001).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(stability.elu(x), jnp.expm1(x.astype(jnp.float32)).astype(jnp.bfloat16))

@@ -58,6 +58,7 @@ def compensated(f: Callable[..., Any], *, words: bool = False) -> Callable[..., 
       A function of the same signature and pytree structure.
 
     Raises:
+      TypeError: `f` is no function.
       BackendError: at the call, where the backend's arithmetic breaks error-free transforms.
 
     Source: Dekker, Numer. Math. 18 (1971); Joldes, Muller, Popescu, ACM TOMS 44 (2017).
@@ -68,6 +69,12 @@ def compensated(f: Callable[..., Any], *, words: bool = False) -> Callable[..., 
     >>> print(f"{f(1e6):.6e} {rad.compensated(f)(1e6):.6e}")  # the truth is 4.999999e-04
     4.882812e-04 4.999998e-04
     """
+
+    if not callable(f):
+        raise TypeError(
+            f"compensated: `f` has type {type(f).__name__}; expected a function. Give the function itself, not its value: "
+            "`compensated(f)(x)`."
+        )
 
     def taken_apart(args: Any, kwargs: Any) -> tuple[_Plan, list[Any]]:
         leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_pair)

@@ -1,14 +1,17 @@
 """The arithmetic of double words that the walk is given."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from jax import Array
 
 from robustad import _jaxpr
 from robustad._interpret import interpret
-from robustad._jaxpr import Body, Equation, Path
+from robustad._jaxpr import Body, Equation, Path, Site
 from robustad.arithmetic import _double_word_reductions as reductions
 from robustad.arithmetic import _double_word_rules as rules
 from robustad.arithmetic._double_word import DoubleWord
@@ -63,6 +66,16 @@ class DoubleWordArithmetic:
 
 
 def evaluate(program: Body, operands: Sequence[Any]) -> list[DoubleWord]:
-    """The outputs of a program on arrays and pairs, in double words."""
-    lifted = [rules.widened(x) if isinstance(x, DoubleWord) else lift(x) for x in operands]
-    return interpret(DoubleWordArithmetic(), program, lifted)[0]
+    """The outputs of a program on arrays and pairs, in double words.
+
+    Where the program has 64-bit numbers of its own, made under `jax.enable_x64(True)`, so has the walk.
+    """
+    wide = any(map(_has_64_bits, _jaxpr.sites(program)))
+    with jax.enable_x64(True) if wide else contextlib.nullcontext():
+        lifted = [rules.widened(x) if isinstance(x, DoubleWord) else lift(x) for x in operands]
+        return interpret(DoubleWordArithmetic(), program, lifted)[0]
+
+
+def _has_64_bits(site: Site) -> bool:
+    dtypes = (getattr(_jaxpr.aval(v), "dtype", None) for v in site.equation.outvars)
+    return any(dtype in (np.int64, np.uint64, np.float64, np.complex128) for dtype in dtypes)

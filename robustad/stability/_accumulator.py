@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from robustad.stability import _digits, _exact
-from robustad.stability._arguments import FORMATS, Axis, axes_of, floating, masked, without
+from robustad.stability._arguments import FORMATS, Axis, AxisName, axes_of, floating, mask_of, masked, names, without
 from robustad.stability._order_free import order_free_digits, order_free_zero
 from robustad.stability._primitive import batch_first, linear_primitive
-
-AxisName = Any  # a name of a mesh axis, or several in a tuple
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +77,7 @@ class Accumulator:
                 f"Accumulator.add: `x` of shape {x.shape} summed over axes {axes} has shape {kept}; the accumulator has "
                 f"{self.shape}. Give the axes to sum over as `axis`."
             )
-        x = masked(x, where)
+        x = masked(x, mask_of("Accumulator.add", where, x.shape))
         digits = jnp.moveaxis(order_free_digits(lax.stop_gradient(x), axes=axes), 0, -1)
         return self._with(_merged(self.digits, digits), self.tangent + order_free_zero(x, axes=axes, dtype=self.dtype))
 
@@ -96,7 +93,7 @@ class Accumulator:
     def psum(self, axis_name: AxisName) -> Accumulator:
         """The sums of the terms of all devices along one or more named axes, as `jax.lax.psum`."""
         digits = self.digits
-        for name in names(axis_name):
+        for name in names("Accumulator.psum", axis_name):
             digits = _over_devices(digits, name=name)
         return self._with(digits, lax.psum(self.tangent, axis_name))
 
@@ -109,10 +106,6 @@ class Accumulator:
 
     def _with(self, digits: Array, tangent: Array) -> Accumulator:
         return Accumulator(digits, tangent, self.dtype)
-
-
-def names(axis_name: AxisName) -> tuple:
-    return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
 
 
 def _first(digits: Array) -> Array:

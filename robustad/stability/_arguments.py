@@ -1,10 +1,11 @@
-"""The arguments of sums and of other functions of whole axes, as `jnp.sum` takes them."""
+"""The arguments of sums and of other functions of whole axes, as `jnp.sum` takes them; and what is said of others."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,62 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from robustad import _jaxpr
+
 Axis = int | Sequence[int] | None
 Axes = tuple[int, ...]
+AxisName = Any  # a name of a mesh axis, or several in a tuple
 FORMATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+
+# ---- what is no array of numbers
+
+
+def numbers(name: str, **arguments: Any) -> None:
+    """Refuses what `jax.numpy` refuses: lists and other objects, text, random keys."""
+    for argument, x in arguments.items():
+        if not isinstance(x, jax.Array | np.ndarray | np.generic | complex | float) and not _is_integer_or_array(x):
+            fix = (
+                "Convert it by `jnp.asarray`."
+                if isinstance(x, list | tuple | range)
+                else "Give its numbers as an array."
+            )
+            raise TypeError(f"{name}: `{argument}` has type {type(x).__name__}; expected an array or a number. {fix}")
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or jnp.issubdtype(dtype, np.number) or dtype == np.dtype(bool):
+            continue
+        fix = "Convert it to numbers first."
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            fix = "Draw numbers with the key, for instance by `jax.random.normal`."
+        raise TypeError(f"{name}: `{argument}` has dtype {dtype}; expected numbers. {fix}")
+
+
+def _is_integer_or_array(x: Any) -> bool:
+    return isinstance(x, int) or hasattr(x, "__jax_array__")
+
+
+def refuse_complex(name: str, argument: str, dtype: DTypeLike, instead: str) -> None:
+    """`instead` says what is right for this function."""
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: `{argument}` has dtype {dtype}; expected real numbers. {instead}")
+
+
+def refuse_traced(name: str, argument: str, value: Any, expected: str, instead: str = "") -> None:
+    """For what shapes and formulas depend on."""
+    if _jaxpr.is_traced(value):
+        fix = instead or f"Make it static, for instance by `jax.jit(f, static_argnames='{argument}')`."
+        raise TypeError(f"{name}: `{argument}` is traced; expected {expected}. {fix}")
+
+
+def integer(name: str, argument: str, value: Any) -> int:
+    """A number of things."""
+    refuse_traced(name, argument, value, "an integer")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: `{argument}` is {value!r}; expected an integer. Round it: `int(...)`.") from None
+
+
+# ---- arrays
 
 
 def real_or_complex(function: Callable[[Array], Array], x: Array) -> Array:
@@ -26,9 +80,10 @@ def real_or_complex(function: Callable[[Array], Array], x: Array) -> Array:
 
 def integers(name: str, x: ArrayLike, argument: str) -> Array:
     """Indices as int32: one that int32 cannot hold is out of range of every array here."""
+    numbers(name, **{argument: x})
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name}: `{argument}` has dtype {x.dtype}; expected integers.")
+        raise TypeError(f"{name}: `{argument}` has dtype {x.dtype}; expected integers. Cast it: `.astype(int)`.")
     limits, own = np.iinfo(np.int32), jnp.iinfo(x.dtype)
     if own.max > limits.max:
         x = jnp.minimum(x, x.dtype.type(limits.max))
@@ -42,8 +97,9 @@ def real_part_of(dtype: DTypeLike) -> np.dtype:
     return np.dtype(jnp.finfo(dtype).dtype)
 
 
-def inexact(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> tuple[Array, jnp.dtype]:
+def inexact(name: str, x: ArrayLike, dtype: DTypeLike | None = None, argument: str = "x") -> tuple[Array, jnp.dtype]:
     """`x` in the dtype to sum in, which is no narrower than `x` or `dtype`, and the dtype of the result."""
+    numbers(name, **{argument: x})
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         x = x.astype(jnp.result_type(float))
@@ -51,16 +107,23 @@ def inexact(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> tuple[Ar
         return x, x.dtype
     result = jnp.zeros((), dtype).dtype  # as jnp reads it: float64 is float32 without x64
     if not jnp.issubdtype(result, jnp.inexact):
-        raise TypeError(f"{name}: `dtype` must be a float or complex dtype, got {result}. Round the result instead.")
+        raise TypeError(f"{name}: `dtype` is {result}; expected a float or complex dtype. Round the result instead.")
     if jnp.iscomplexobj(x) and not jnp.issubdtype(result, jnp.complexfloating):
-        raise TypeError(f"{name}: `dtype` is {result}, but `x` is {x.dtype}. Sum `x.real`, or give a complex dtype.")
+        raise TypeError(
+            f"{name}: `dtype` is {result}; expected a complex one, as `{argument}` has {x.dtype}. Give the real part alone, "
+            "or a complex `dtype`."
+        )
     wide = wider(x.dtype, result)
     return x.astype(wide), result
 
 
-def floating(name: str, x: ArrayLike, argument: str = "x") -> Array:
+def floating(
+    name: str, x: ArrayLike, argument: str = "x", complex_instead: str = "Give the real and the imaginary part in turn."
+) -> Array:
     """`x` as an array of one of the four real formats."""
+    numbers(name, **{argument: x})
     x = jnp.asarray(x)
+    refuse_complex(name, argument, x.dtype, complex_instead)
     if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
         x = x.astype(jnp.result_type(float))
     if x.dtype not in FORMATS:
@@ -76,19 +139,42 @@ def wider(a: DTypeLike, b: DTypeLike) -> jnp.dtype:
         return jnp.promote_types(a, b)
 
 
+# ---- axes
+
+
 def axes_of(name: str, axis: Axis, ndim: int) -> Axes:
     """The axes, not negative, sorted."""
     if axis is None:
         return tuple(range(ndim))
-    given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    axes = []
-    for a in map(operator.index, given):
-        if not -ndim <= a < ndim:
-            raise ValueError(f"{name}: `axis` {a} is out of range for an array of {ndim} dimensions.")
-        axes.append(a % ndim)
+    axes = [
+        _in_range(name, a, ndim, axis, "an integer, integers in a tuple, or None")
+        for a in (axis if isinstance(axis, Sequence) else (axis,))
+    ]
     if len(set(axes)) != len(axes):
-        raise ValueError(f"{name}: `axis` names an axis twice: {axis}.")
+        raise ValueError(f"{name}: `axis` names an axis twice: {axis}. Name each once.")
     return tuple(sorted(axes))
+
+
+def axis_of(name: str, axis: int, ndim: int) -> int:
+    """The one axis, not negative."""
+    return _in_range(name, axis, ndim, axis, "one integer")
+
+
+def _in_range(name: str, a: Any, ndim: int, axis: Any, expected: str) -> int:
+    refuse_traced(name, "axis", axis, expected)
+    try:
+        index = operator.index(a)
+    except TypeError:
+        fix = (
+            "Give one axis; several become one by `reshape`." if isinstance(axis, Sequence) else "Give a whole number."
+        )
+        if isinstance(axis, str):
+            fix = "Axes of an array have no names; for a mesh axis see `reproducible_psum`."
+        raise TypeError(f"{name}: `axis` is {axis!r}; expected {expected}. {fix}") from None
+    if not -ndim <= index < ndim:
+        fix = f"Expected -{ndim} to {ndim - 1}." if ndim else "Give it one: `x[None]`."
+        raise ValueError(f"{name}: `axis` {index} is out of range for an array of {ndim} dimensions. {fix}")
+    return index % ndim
 
 
 def without(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
@@ -96,19 +182,70 @@ def without(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
     return tuple(size for axis, size in enumerate(shape) if axis not in axes)
 
 
-def masked(x: Array, where: ArrayLike | None) -> Array:
+def joint_shape(name: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """To which the arguments of these shapes broadcast."""
+    try:
+        return jnp.broadcast_shapes(*shapes.values())
+    except ValueError:
+        given = ", ".join(f"`{argument}` {shape}" for argument, shape in shapes.items())
+        raise ValueError(
+            f"{name}: the shapes of {given} do not fit; expected shapes that broadcast. Add or reorder axes."
+        ) from None
+
+
+# ---- masks and results
+
+
+def mask_of(
+    name: str, where: ArrayLike | None, shape: tuple[int, ...], argument: str = "x", *, may_add_axes: bool = False
+) -> Array | None:
+    """`where` as a bool array that broadcasts to `shape`, or with it."""
     if where is None:
+        return None
+    numbers(name, where=where)
+    mask = jnp.asarray(where)
+    if mask.dtype != bool:
+        raise TypeError(
+            f"{name}: `where` has dtype {mask.dtype}; expected bool, as in `jnp.sum`. Compare: `where != 0`."
+        )
+    joint = joint_shape(name, **{argument: shape, "where": mask.shape})
+    if joint != shape and not may_add_axes:
+        raise ValueError(
+            f"{name}: `where` has shape {mask.shape}; expected one that broadcasts to {shape}, that of `{argument}`. "
+            f"Broadcast `{argument}` first."
+        )
+    return mask
+
+
+def masked(x: Array, mask: Array | None) -> Array:
+    if mask is None:
         return x
-    mask = jnp.broadcast_to(jnp.asarray(where, bool), x.shape)
-    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+    return jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.zeros((), x.dtype))
 
 
-def counted(x: Array, axes: Axes, where: ArrayLike | None) -> Array:
+def counted(x: Array, axes: Axes, mask: Array | None) -> Array:
     """How many terms each sum has: int32."""
-    if where is None:
+    if mask is None:
         return jnp.full(without(x.shape, axes), math.prod(x.shape[i] for i in axes), jnp.int32)
-    return jnp.sum(jnp.broadcast_to(jnp.asarray(where, bool), x.shape), axes, dtype=jnp.int32)
+    return jnp.sum(jnp.broadcast_to(mask, x.shape), axes, dtype=jnp.int32)
 
 
-def keep(total: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+def keep(total: Array, axes: Axes, keepdims: bool) -> Array:
     return jnp.expand_dims(total, axes) if keepdims else total
+
+
+# ---- named axes
+
+
+def names(name: str, axis_name: AxisName) -> tuple:
+    """Of mesh axes, which must be bound."""
+    given = tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
+    for axis in given:
+        try:
+            lax.axis_size(axis)
+        except (NameError, ValueError):
+            raise ValueError(
+                f"{name}: `axis_name` {axis!r} is no axis of a mesh here; expected one that `jax.shard_map` maps over. Call "
+                "it inside `jax.shard_map`, or inside `jax.vmap(..., axis_name=...)`."
+            ) from None
+    return given

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from robustad.stability._arguments import Axis, axes_of, inexact, masked
+from robustad.stability._arguments import Axis, axes_of, inexact, mask_of, masked, refuse_complex
 from robustad.stability._compensated_sum import compensated_sum
 
 
@@ -40,10 +40,9 @@ def block_scaled_sum(
     (0.5, 138)
     """
     x, _ = inexact("block_scaled_sum", x)
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"block_scaled_sum takes a real array, got {x.dtype}. Sum `x.real` and `x.imag`.")
+    refuse_complex("block_scaled_sum", "x", x.dtype, "Sum `x.real` and `x.imag`.")
     axes = axes_of("block_scaled_sum", axis, x.ndim)
-    x = masked(x if x.dtype == jnp.float64 else x.astype(jnp.float32), where)
+    x = masked(x if x.dtype == jnp.float64 else x.astype(jnp.float32), mask_of("block_scaled_sum", where, x.shape))
     magnitude = jnp.abs(lax.stop_gradient(x))
     largest = jnp.max(jnp.where(jnp.isfinite(magnitude), magnitude, 0), axes, keepdims=True, initial=0)
     k = _exponent(largest)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from robustad.stability._arguments import axes_of, inexact, real_or_complex
+from robustad.stability._arguments import axis_of, inexact, real_or_complex
 from robustad.stability._backend import require_error_free
 from robustad.stability._primitive import linear_primitive
 from robustad.stability._two_words import Words, add_words, finish_or_scale, from_float64, rounded
@@ -79,6 +79,6 @@ def compensated_cumsum(
     require_error_free()
     x, result = inexact("compensated_cumsum", x, dtype)
     x = x.ravel() if axis is None else x
-    (along,) = axes_of("compensated_cumsum", 0 if axis is None else axis, x.ndim)
+    along = axis_of("compensated_cumsum", 0 if axis is None else axis, x.ndim)
     total = real_or_complex(lambda part: _cumsum(part, axis=along, reverse=reverse), x)
     return total.astype(result)

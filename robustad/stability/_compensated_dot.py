@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from robustad.stability._arguments import numbers
 from robustad.stability._backend import require_error_free
 from robustad.stability._error_free import rounded_once, split_kernel, two_prod_kernel, two_sum_kernel
 from robustad.stability._primitive import linear_primitive
@@ -243,6 +244,7 @@ def _stack_rows(a: Array) -> Array:
 
 def _factors(name: str, a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     require_error_free()
+    numbers(name, a=a, b=b)
     dtype = jnp.result_type(a, b)  # refuses what strict promotion refuses
     if not jnp.issubdtype(dtype, jnp.inexact):
         dtype = jnp.result_type(float)

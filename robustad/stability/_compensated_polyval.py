@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from robustad.stability._arguments import joint_shape, numbers, refuse_complex
 from robustad.stability._backend import require_error_free
 from robustad.stability._compensated_sum import compensated_sum
 from robustad.stability._custom_jvp import custom_jvp
@@ -48,17 +49,17 @@ def compensated_polyval(p: ArrayLike, x: ArrayLike) -> Array:
     (True, False)
     """
     require_error_free()
+    numbers("compensated_polyval", p=p, x=x)
     dtype = jnp.result_type(p, x)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(
-            f"compensated_polyval takes real arguments, got {dtype}. For complex ones there is `jnp.polyval`."
-        )
+    for argument, array in (("p", p), ("x", x)):
+        instead = "For complex polynomials there is `jnp.polyval`."
+        refuse_complex("compensated_polyval", argument, jnp.result_type(array), instead)
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     p, x = jnp.asarray(p, dtype), jnp.asarray(x, dtype)
     if p.ndim == 0:
         raise ValueError("compensated_polyval: `p` must have an axis of coefficients, got a scalar. Try `p[None]`.")
-    shape = jnp.broadcast_shapes(p.shape[1:], x.shape)
+    shape = joint_shape("compensated_polyval", **{"p[0]": p.shape[1:], "x": x.shape})
     p = p.reshape(p.shape[0], *[1] * (len(shape) - p.ndim + 1), *p.shape[1:])
     return _derivative(0, p, jnp.broadcast_to(x, shape))
 

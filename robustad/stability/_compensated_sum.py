@@ -17,6 +17,7 @@ from robustad.stability._arguments import (
     counted,
     inexact,
     keep,
+    mask_of,
     masked,
     real_or_complex,
     real_part_of,
@@ -120,9 +121,9 @@ def compensated_sum(
     """
     require_error_free()
     x, result = inexact("compensated_sum", x, dtype)
-    axes = axes_of("compensated_sum", axis, x.ndim)
+    axes, mask = axes_of("compensated_sum", axis, x.ndim), mask_of("compensated_sum", where, x.shape)
     real = real_part_of(result)
-    total = real_or_complex(lambda part: _sum(part, axes=axes, dtype=real), masked(x, where))
+    total = real_or_complex(lambda part: _sum(part, axes=axes, dtype=real), masked(x, mask))
     return keep(total.astype(result), axes, keepdims)
 
 
@@ -145,7 +146,7 @@ def compensated_mean(
     """
     require_error_free()
     x, result = inexact("compensated_mean", x, dtype)
-    axes = axes_of("compensated_mean", axis, x.ndim)
-    count, real = counted(x, axes, where), real_part_of(result)
-    total = real_or_complex(lambda part: _sum(part, count, axes=axes, dtype=real), masked(x, where))
+    axes, mask = axes_of("compensated_mean", axis, x.ndim), mask_of("compensated_mean", where, x.shape)
+    count, real = counted(x, axes, mask), real_part_of(result)
+    total = real_or_complex(lambda part: _sum(part, count, axes=axes, dtype=real), masked(x, mask))
     return keep(total.astype(result), axes, keepdims)

@@ -11,16 +11,17 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from robustad import _jaxpr
-
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._arguments import Axes, axes_of, integers
+from ._arguments import Axes, axis_of, integers, joint_shape, mask_of, numbers, refuse_complex, refuse_traced
 from ._custom_jvp import custom_jvp
 from ._elementwise import elementwise
 from ._logistic import sigmoid_slope, sigmoid_words, softplus_words
 from ._normalizer import MOST
 from ._softmax import log_softmax
+
+OF_COMPLEX = "Give real logits: `logits.real`, or `jnp.abs(logits)`."
+_OF_COMPLEX_LABELS = "Labels are classes or probabilities: give `labels.real`."
 
 
 class Target(NamedTuple):
@@ -177,10 +178,12 @@ def softmax_cross_entropy(
     >>> print(st.softmax_cross_entropy(x, 0), jax.grad(st.softmax_cross_entropy)(x, 0))
     4.248354e-18 [-4.248354e-18  4.248354e-18  0.000000e+00]
     """
-    a, dtype = normalizer.working("softmax_cross_entropy", logits)
-    a = normalizer.masked(a, where)
-    (i,) = axes_of("softmax_cross_entropy", axis, a.ndim)
+    a, dtype = normalizer.working("softmax_cross_entropy", logits, "logits", OF_COMPLEX)
+    a = normalizer.masked(a, mask_of("softmax_cross_entropy", where, a.shape, "logits", may_add_axes=True))
+    i = axis_of("softmax_cross_entropy", axis, a.ndim)
+    numbers("softmax_cross_entropy", labels=labels)
     y = jnp.asarray(labels)
+    refuse_complex("softmax_cross_entropy", "labels", y.dtype, _OF_COMPLEX_LABELS)
     hard = jnp.issubdtype(y.dtype, jnp.integer)
     rows = a.shape[:i] + a.shape[i + 1 :]
     expected = rows if hard else a.shape
@@ -192,11 +195,8 @@ def softmax_cross_entropy(
             f"softmax_cross_entropy: `labels` have shape {y.shape}, expected {expected} ({kind}), with `logits` of shape "
             f"{a.shape} and `axis` {axis}. Convert one-hot integers to a float dtype."
         )
-    if _jaxpr.is_traced(label_smoothing):
-        raise TypeError(
-            "softmax_cross_entropy: `label_smoothing` is traced; expected a number. Pass it as a static argument, or mix "
-            "two losses."
-        )
+    mix = "Pass it as a static argument, or mix two losses."
+    refuse_traced("softmax_cross_entropy", "label_smoothing", label_smoothing, "a number", mix)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"softmax_cross_entropy: `label_smoothing` is {label_smoothing}, expected a number in [0, 1].")
     if ignore_index is not None and not hard:
@@ -243,6 +243,9 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> print(st.sigmoid_cross_entropy(40.0, 1), jax.grad(st.sigmoid_cross_entropy)(40.0, 1))
     4.248354e-18 -4.248354e-18
     """
-    a, dtype = normalizer.working("sigmoid_cross_entropy", logits)
-    x, y = jnp.broadcast_arrays(a, jnp.asarray(labels).astype(a.dtype))
-    return _binary(x, y).astype(dtype)
+    a, dtype = normalizer.working("sigmoid_cross_entropy", logits, "logits", OF_COMPLEX)
+    numbers("sigmoid_cross_entropy", labels=labels)
+    refuse_complex("sigmoid_cross_entropy", "labels", jnp.result_type(labels), _OF_COMPLEX_LABELS)
+    y = jnp.asarray(labels).astype(a.dtype)
+    shape = joint_shape("sigmoid_cross_entropy", logits=a.shape, labels=y.shape)
+    return _binary(jnp.broadcast_to(a, shape), jnp.broadcast_to(y, shape)).astype(dtype)

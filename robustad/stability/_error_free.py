@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from robustad.stability._arguments import numbers, refuse_complex
 from robustad.stability._backend import require_error_free
 from robustad.stability._custom_jvp import custom_jvp
 
@@ -278,11 +279,10 @@ def _working_dtype(dtype):
 
 def _operands(function: str, *arguments: ArrayLike) -> list[Array]:
     """The arguments in their common float dtype and shape."""
+    for argument in arguments:
+        numbers(function, x=argument)
     dtype = jnp.result_type(*arguments)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(
-            f"{function} takes real numbers, got {dtype}. Transform the real and the imaginary part, `z.real` and `z.imag`."
-        )
+    refuse_complex(function, "x", dtype, "Transform the real and the imaginary part, `z.real` and `z.imag`.")
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     require_error_free()

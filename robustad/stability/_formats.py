@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from robustad.stability._arguments import Axis, axes_of, inexact
+from robustad.stability._arguments import Axis, axes_of, inexact, refuse_complex
 from robustad.stability._compensated_sum import compensated_sum
 
 
@@ -102,8 +102,7 @@ def sum_error_bound(x: ArrayLike, method: str, axis: Axis = None) -> Array:
     if method not in METHODS:
         raise ValueError(f"sum_error_bound: `method` must be one of {', '.join(METHODS)}, got {method!r}.")
     x, _ = inexact("sum_error_bound", x)
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"sum_error_bound takes a real array, got {x.dtype}. Bound `x.real` and `x.imag`.")
+    refuse_complex("sum_error_bound", "x", x.dtype, "Bound `x.real` and `x.imag`.")
     u = format_info(x.dtype).u
     n = math.prod(x.shape[i] for i in axes_of("sum_error_bound", axis, x.ndim))
     wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32

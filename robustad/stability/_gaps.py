@@ -39,7 +39,7 @@ def product(*factors: Array) -> Array:
 
 def matrices(name: str, a: ArrayLike, square: bool) -> tuple[Array, jnp.dtype]:
     """A stack of matrices in a dtype that has factorisations, and the dtype of the result."""
-    a = inexact_array(name, a)
+    a = inexact_array(name, a, "a")
     if a.ndim < 2 or (square and a.shape[-1] != a.shape[-2]):
         kind = "square matrices" if square else "matrices"
         raise ValueError(f"{name}: `a` must be {kind} in its last two axes, got shape {a.shape}.")

@@ -40,7 +40,8 @@ def reproducible_global_norm(tree: Any) -> Array:
     >>> print(reproducible_global_norm({"w": jnp.array([3e20]), "b": jnp.array(4e20)}))
     5e+20
     """
-    leaves = [floating("reproducible_global_norm", leaf, "tree") for leaf in jax.tree.leaves(tree)]
+    parts = "Give both parts as leaves: `jax.tree.map(lambda z: (z.real, z.imag), tree)`."
+    leaves = [floating("reproducible_global_norm", leaf, "tree", parts) for leaf in jax.tree.leaves(tree)]
     if not leaves:
         return jnp.zeros(())
     dtype = functools.reduce(wider, (leaf.dtype for leaf in leaves))

@@ -165,7 +165,7 @@ def elu(x: ArrayLike, alpha: ArrayLike = 1.0) -> Array:
     >>> print(jax.grad(st.elu)(-40.0))
     4.248354e-18
     """
-    return _elu(floating("elu", x), alpha)
+    return _elu(floating("elu", x, "x", "It is a function of real numbers: give `x.real`."), alpha)
 
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, Axis, axes_of, counted, masked
+from ._arguments import Axes, Axis, axes_of, axis_of, counted, joint_shape, mask_of, masked, numbers
 from ._centring import Row, constant, of_mean, row_of, row_of_total
 from ._custom_jvp import custom_jvp
 from ._log_exp import logaddexp
@@ -77,6 +77,7 @@ def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, SymbolicZero)
 
 
+OF_COMPLEX = "The sum of complex exponentials is `jax.scipy.special.logsumexp`."
 _compiled_log_sum = jax.jit(log_sum, static_argnums=1)
 _compiled_weighted = jax.jit(_weighted, static_argnums=2)
 
@@ -132,22 +133,24 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=Non
     [0. 0.]
     """
     if b is not None:
+        numbers("logsumexp", a=a, b=b)
         a, b = (jnp.asarray(x, jnp.result_type(a, b)) for x in (a, b))
-    x, dtype = normalizer.working("logsumexp", a)
+    x, dtype = normalizer.working("logsumexp", a, "a", OF_COMPLEX)
     if b is None:
-        if where is not None:
-            x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, jnp.shape(where)))
+        x = normalizer.masked(x, mask_of("logsumexp", where, x.shape, "a", may_add_axes=True))
         axes = axes_of("logsumexp", axis, x.ndim)
-        value = _compiled_log_sum(normalizer.masked(x, where), axes)
+        value = _compiled_log_sum(x, axes)
         sign = jnp.where(value == -jnp.inf, 0, jnp.where(jnp.isnan(value), value, jnp.ones_like(value)))
     else:
         weights = jnp.asarray(b, x.dtype)
-        shape = jnp.broadcast_shapes(x.shape, weights.shape, () if where is None else jnp.shape(where))
+        shape = joint_shape("logsumexp", a=x.shape, b=weights.shape)
+        mask = mask_of("logsumexp", where, shape, "a", may_add_axes=True)
+        if mask is not None:
+            shape = jnp.broadcast_shapes(shape, mask.shape)
+            weights = jnp.where(mask, weights, 0)
         x, weights = jnp.broadcast_to(x, shape), jnp.broadcast_to(weights, shape)
-        if where is not None:
-            weights = jnp.where(where, weights, 0)
         axes = axes_of("logsumexp", axis, x.ndim)
-        x, weights = normalizer.with_moderate_weights(normalizer.masked(x, where), weights)
+        x, weights = normalizer.with_moderate_weights(normalizer.masked(x, mask), weights)
         value, sign = _compiled_weighted(x, weights, axes)
     value, sign = (y if keepdims else jnp.squeeze(y, axes) for y in (value, sign))
     if return_sign:
@@ -175,8 +178,8 @@ def logmeanexp(a: ArrayLike, axis: Axis = None, keepdims: bool = False, where: A
     >>> print(st.logmeanexp(jnp.array([1000.0, 1000.0, -jnp.inf, -jnp.inf])))
     999.3068
     """
-    x, dtype = normalizer.working("logmeanexp", a)
-    mask = None if where is None else jnp.asarray(where, bool)
+    x, dtype = normalizer.working("logmeanexp", a, "a", OF_COMPLEX)
+    mask = mask_of("logmeanexp", where, x.shape, "a", may_add_axes=True)
     if mask is not None:
         x, mask = jnp.broadcast_arrays(x, mask)
     axes = axes_of("logmeanexp", axis, x.ndim)
@@ -226,7 +229,7 @@ def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:
     >>> print(st.logcumsumexp(jnp.array([-jnp.inf, 1000.0, 1000.0])))
     [     -inf 1000.     1000.6932]
     """
-    x, dtype = normalizer.working("logcumsumexp", a)
-    (i,) = axes_of("logcumsumexp", axis, x.ndim)
+    x, dtype = normalizer.working("logcumsumexp", a, "a", OF_COMPLEX)
+    i = axis_of("logcumsumexp", axis, x.ndim)
     x = jnp.where(x == -jnp.inf, -jnp.inf, x)  # no derivative where there is no share
     return lax.associative_scan(logaddexp, x, reverse=reverse, axis=i).astype(dtype)

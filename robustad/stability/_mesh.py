@@ -10,8 +10,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability import _digits, _exact
-from robustad.stability._accumulator import Accumulator, AxisName, names
-from robustad.stability._arguments import Axis, axes_of, floating, without
+from robustad.stability._accumulator import Accumulator
+from robustad.stability._arguments import Axis, AxisName, axes_of, floating, names, without
 from robustad.stability._order_free import in_the_middle, order_free_sum
 
 
@@ -48,7 +48,7 @@ def reproducible_psum(x: ArrayLike, axis_name: AxisName, *, axis: Axis = ()) -> 
     3e+38
     """
     x = floating("reproducible_psum", x)
-    return _psum(x, names(axis_name), axes_of("reproducible_psum", axis, x.ndim))
+    return _psum(x, names("reproducible_psum", axis_name), axes_of("reproducible_psum", axis, x.ndim))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

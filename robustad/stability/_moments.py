@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
-from ._arguments import Axis, axes_of
+from ._arguments import Axis, axes_of, inexact, mask_of, numbers, real_or_complex, refuse_complex, refuse_traced
 from ._custom_jvp import custom_jvp
-from ._norms import inexact_array, largest_of, least_safe_square, power_of_two_near, scaled, working
+from ._norms import largest_of, least_safe_square, power_of_two_near, scaled, working
 from ._over_leading_axes import over_leading_axes
 
 _Axes = tuple[int, ...]
@@ -129,27 +129,34 @@ def _spread_jvp(axes, ddof, primals, tangents):
     return (variance, deviation, variance_slope, deviation_slope), tangent
 
 
-def _prepare(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None) -> tuple[Array, Array | None, _Axes]:
-    x = inexact_array(name, x)
+def _prepare(name: str, x: Array, axis: Axis, where: ArrayLike | None) -> tuple[Array | None, _Axes]:
     axes = tuple(i - x.ndim for i in axes_of(name, axis, x.ndim))
-    mask = None if where is None else jnp.broadcast_to(jnp.asarray(where, bool), x.shape)
-    return x, mask, axes
+    mask = mask_of(name, where, x.shape)
+    return None if mask is None else jnp.broadcast_to(mask, x.shape), axes
 
 
 _compiled_mean = jax.jit(_mean, static_argnums=0)
 
 
-def mean(x: ArrayLike, axis: Axis = None, *, keepdims: bool = False, where: ArrayLike | None = None) -> Array:
+def mean(
+    x: ArrayLike,
+    axis: Axis = None,
+    dtype: DTypeLike | None = None,
+    *,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> Array:
     r""":math:`\frac1n \sum x_i`, also where the sum overflows and the mean does not.
 
     Args:
       x: real or complex array.
       axis: the axes to reduce; None for all.
+      dtype: of the result, by default that of `x`; the elements are not rounded to it.
       keepdims: keep the reduced axes with size 1.
       where: bool array; which elements take part.
 
     Returns:
-      An array in the dtype of `x`; float16 and bfloat16 are summed in float32. NaN if no element takes part.
+      An array of that dtype; float16 and bfloat16 are summed in float32. NaN if no element takes part.
 
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
@@ -157,12 +164,10 @@ def mean(x: ArrayLike, axis: Axis = None, *, keepdims: bool = False, where: Arra
     >>> print(st.mean(x), jnp.mean(x))
     2e+38 inf
     """
-    x, mask, axes = _prepare("mean", x, axis, where)
-    if jnp.iscomplexobj(x):
-        result = lax.complex(_compiled_mean(axes, x.real, mask), _compiled_mean(axes, x.imag, mask))
-    else:
-        result = _compiled_mean(axes, working(x), mask).astype(x.dtype)
-    return jnp.expand_dims(result, axes) if keepdims else result
+    x, result = inexact("mean", x, dtype)
+    mask, axes = _prepare("mean", x, axis, where)
+    value = real_or_complex(lambda part: _compiled_mean(axes, working(part), mask), x).astype(result)
+    return jnp.expand_dims(value, axes) if keepdims else value
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -171,22 +176,34 @@ def _compiled_spread(which: int, axes: _Axes, ddof: float, x: Array, mask: Array
 
 
 def _spread_of(
-    name: str, x: ArrayLike, axis: Axis, ddof: float, correction: float | None, keepdims: bool, where: ArrayLike | None
+    name: str,
+    x: ArrayLike,
+    axis: Axis,
+    dtype: DTypeLike | None,
+    ddof: float,
+    correction: float | None,
+    keepdims: bool,
+    where: ArrayLike | None,
 ) -> Array:
     if correction is not None:
         if ddof != 0:
             raise ValueError(f"{name}: give `ddof` or `correction`, which mean the same, got {ddof} and {correction}.")
         ddof = correction
-    x, mask, axes = _prepare(name, x, axis, where)
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"{name}: `x` must be real, got {x.dtype}. Add the variances of `x.real` and `x.imag`.")
-    result = _compiled_spread(int(name == "std"), axes, float(ddof), working(x), mask).astype(x.dtype)
-    return jnp.expand_dims(result, axes) if keepdims else result
+    refuse_traced(name, "ddof", ddof, "a number")
+    numbers(name, x=x)
+    parts = "Add the variances of `x.real` and `x.imag`" + ("." if name == "var" else ", and take `st.sqrt`.")
+    refuse_complex(name, "x", jnp.result_type(x), parts)
+    x, result = inexact(name, x, dtype)
+    refuse_complex(name, "dtype", result, "The result is real.")
+    mask, axes = _prepare(name, x, axis, where)
+    value = _compiled_spread(int(name == "std"), axes, float(ddof), working(x), mask).astype(result)
+    return jnp.expand_dims(value, axes) if keepdims else value
 
 
 def var(
     x: ArrayLike,
     axis: Axis = None,
+    dtype: DTypeLike | None = None,
     *,
     ddof: float = 0,
     correction: float | None = None,
@@ -198,12 +215,13 @@ def var(
     Args:
       x: real array.
       axis: the axes to reduce; None for all.
+      dtype: of the result, by default that of `x`; the elements are not rounded to it.
       ddof, correction: d, under the name of NumPy or of the array API.
       keepdims: keep the reduced axes with size 1.
       where: bool array; which elements take part.
 
     Returns:
-      An array in the dtype of `x`; float16 and bfloat16 are computed in float32. NaN where n ≤ d.
+      An array of that dtype; float16 and bfloat16 are computed in float32. NaN where n ≤ d.
 
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
@@ -211,12 +229,13 @@ def var(
     >>> print(st.var(x) > 2.2e38, jnp.var(x))
     True inf
     """
-    return _spread_of("var", x, axis, ddof, correction, keepdims, where)
+    return _spread_of("var", x, axis, dtype, ddof, correction, keepdims, where)
 
 
 def std(
     x: ArrayLike,
     axis: Axis = None,
+    dtype: DTypeLike | None = None,
     *,
     ddof: float = 0,
     correction: float | None = None,
@@ -234,4 +253,4 @@ def std(
     >>> print(st.std(jnp.array([1e20, -1e20])), jax.grad(st.std)(jnp.ones(2)))
     1e+20 [0. 0.]
     """
-    return _spread_of("std", x, axis, ddof, correction, keepdims, where)
+    return _spread_of("std", x, axis, dtype, ddof, correction, keepdims, where)

@@ -25,7 +25,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _words as words
-from ._arguments import Axes
+from ._arguments import Axes, numbers, refuse_complex
 from ._significand import shifted, significand
 
 # One entry at most has more than half of the total. A little more, so that two rounded halves do not count.
@@ -40,21 +40,25 @@ class Total(NamedTuple):
     sum: Array  # of exp(a - c); 0 if every entry is -inf
 
 
-def working(name: str, a: ArrayLike) -> tuple[Array, jnp.dtype]:
+def working(
+    name: str, a: ArrayLike, argument: str = "a", complex_instead: str = "Take the real part."
+) -> tuple[Array, jnp.dtype]:
     """The array in the dtype to compute in, and the dtype of the result."""
+    numbers(name, **{argument: a})
     dtype = jnp.result_type(a)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"{name} takes real arrays, got {dtype}. For complex ones see jax.scipy.special.logsumexp.")
+    refuse_complex(name, argument, dtype, complex_instead)
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     if jnp.finfo(dtype).bits < 16:
-        raise TypeError(f"{name} takes float16, bfloat16, float32 or float64, got {dtype}. Convert the argument first.")
+        raise TypeError(
+            f"{name}: `{argument}` has dtype {dtype}; expected float16, bfloat16, float32 or float64. Cast it first."
+        )
     return jnp.asarray(a, dtype).astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype), dtype
 
 
-def masked(a: Array, where: ArrayLike | None) -> Array:
+def masked(a: Array, mask: Array | None) -> Array:
     """`a` with -inf where it does not count, in the shape of both: before its axes are counted."""
-    return a if where is None else jnp.where(jnp.asarray(where, bool), a, jnp.asarray(-jnp.inf, a.dtype))
+    return a if mask is None else jnp.where(mask, a, jnp.asarray(-jnp.inf, a.dtype))
 
 
 def with_moderate_weights(a: Array, b: Array) -> tuple[Array, Array]:

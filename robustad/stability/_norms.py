@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from ._arguments import Axis, axes_of
+from ._arguments import Axis, axes_of, joint_shape, numbers, refuse_complex, refuse_traced
 from ._custom_jvp import custom_jvp
 from ._over_leading_axes import over_leading_axes
 from ._plane import hypot
@@ -117,7 +117,8 @@ def _power_norm_and_slope_jvp(p, axis, primals, tangents):
     return (norm, slope), (along, turn)
 
 
-def inexact_array(name: str, x: ArrayLike) -> Array:
+def inexact_array(name: str, x: ArrayLike, argument: str = "x") -> Array:
+    numbers(name, **{argument: x})
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
 
@@ -180,10 +181,17 @@ def norm(x: ArrayLike, ord: float | str | None = None, axis: Axis = None, keepdi
     """
     x = inexact_array("norm", x)
     axes = axes_of("norm", axis, x.ndim)
+    refuse_traced("norm", "ord", ord, "None, 'fro', or a number that is known when tracing")
     if ord in (None, "fro"):
         ord = 2
+    elif not isinstance(ord, str) and (np.ndim(ord) or not np.isreal(ord)):
+        raise TypeError(
+            f"norm: `ord` is {ord!r}; expected None, 'fro', 0, a positive number, inf or -inf. Give one order."
+        )
     elif isinstance(ord, str) or (ord < 0 and ord != -np.inf) or np.isnan(ord):
-        raise ValueError(f"norm: `ord` must be None, 'fro', 0, a positive number, inf or -inf, got {ord!r}.")
+        raise ValueError(
+            f"norm: `ord` is {ord!r}; expected None, 'fro', 0, a positive number, inf or -inf. Without it: 2."
+        )
     elif len(axes) > 1:
         raise ValueError(
             f"norm: `ord` {ord} over {len(axes)} axes would be a matrix norm; only 'fro' is supported. Flatten `x` for a "
@@ -215,7 +223,7 @@ def global_norm(tree: Any) -> Array:
     >>> print(st.global_norm({"w": jnp.full(2, 3e20), "b": jnp.full(2, 4e20)}))
     7.071068e+20
     """
-    arrays = [inexact_array("global_norm", x) for x in jax.tree.leaves(tree)]
+    arrays = [inexact_array("global_norm", x, "tree") for x in jax.tree.leaves(tree)]
     if not arrays:
         return jnp.zeros(())
     with jax.numpy_dtype_promotion("standard"):
@@ -273,14 +281,16 @@ def cosine_similarity(x: ArrayLike, y: ArrayLike, axis: int = -1) -> Array:
     >>> print(st.cosine_similarity(x, y), jax.grad(st.cosine_similarity)(x, y))
     0.0 [0.e+00 1.e+25]
     """
+    numbers("cosine_similarity", x=x, y=y)
     dtype = jnp.result_type(x, y)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(
-            f"cosine_similarity: `x` and `y` must be real, got {dtype}. Stack the real and imaginary parts."
-        )
+    for argument, array in (("x", x), ("y", y)):
+        instead = "Join the real and the imaginary parts along `axis`: the real part of the complex similarity."
+        refuse_complex("cosine_similarity", argument, jnp.result_type(array), instead)
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
-    x, y = jnp.broadcast_arrays(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
-    value = jnp.sum(normalize(working(x), axis) * normalize(working(y), axis), axis)
+    shape = joint_shape("cosine_similarity", x=jnp.shape(x), y=jnp.shape(y))
+    axes = axes_of("cosine_similarity", axis, len(shape))
+    x, y = (working(jnp.broadcast_to(jnp.asarray(z, dtype), shape)) for z in (x, y))
+    value = jnp.sum(normalize(x, axes) * normalize(y, axes), axes)
     # its rounding may pass 1, which an arc cosine would not survive; the derivative does not know
     return (value - lax.stop_gradient(value - jnp.clip(value, -1, 1))).astype(dtype)

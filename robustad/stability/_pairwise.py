@@ -9,7 +9,17 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from robustad.stability._arguments import Axes, Axis, axes_of, inexact, keep, masked, real_or_complex, real_part_of
+from robustad.stability._arguments import (
+    Axes,
+    Axis,
+    axes_of,
+    inexact,
+    keep,
+    mask_of,
+    masked,
+    real_or_complex,
+    real_part_of,
+)
 from robustad.stability._backend import require_error_free
 from robustad.stability._sum_primitive import sum_primitive
 from robustad.stability._two_words import LANES, merge_axes
@@ -125,9 +135,9 @@ def kahan_sum(
 
 def _sum_by(primitive, name: str, x, axis: Axis, dtype, keepdims: bool, where) -> Array:
     x, result = inexact(name, x, dtype)
-    axes = axes_of(name, axis, x.ndim)
+    axes, mask = axes_of(name, axis, x.ndim), mask_of(name, where, x.shape)
     if not axes:
-        return masked(x, where).astype(result)
+        return masked(x, mask).astype(result)
     real = real_part_of(result)
-    total = real_or_complex(lambda part: primitive(part, axes=axes, dtype=real), masked(x, where))
+    total = real_or_complex(lambda part: primitive(part, axes=axes, dtype=real), masked(x, mask))
     return keep(total.astype(result), axes, keepdims)

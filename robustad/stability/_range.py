@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from ._arguments import refuse_complex
 from ._custom_jvp import custom_jvp
 from ._norms import inexact_array
 
@@ -23,10 +24,9 @@ def _target(name: str, dtype: DTypeLike) -> np.dtype:
     return result
 
 
-def _real(name: str, x: ArrayLike) -> Array:
-    x = inexact_array(name, x)
-    if jnp.iscomplexobj(x):
-        raise TypeError(f"{name}: `x` must be real, got {x.dtype}. Give `x.real` and `x.imag`.")
+def _real(name: str, x: ArrayLike, argument: str = "x") -> Array:
+    x = inexact_array(name, x, argument)
+    refuse_complex(name, argument, x.dtype, "Give the real and the imaginary part, `x.real` and `x.imag`.")
     return x
 
 
@@ -227,7 +227,7 @@ def range_report(tree: Any, dtype: DTypeLike) -> RangeReport:
       A `RangeReport`; print it.
 
     Raises:
-      TypeError: `dtype` or a leaf is not real floating.
+      TypeError: `dtype` or a leaf is not real floating, or a leaf is traced.
 
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
@@ -239,12 +239,12 @@ def range_report(tree: Any, dtype: DTypeLike) -> RangeReport:
     flushed to 0               1             0
     """
     target = _target("range_report", dtype)
-    leaves = [_real("range_report", x) for x in jax.tree.leaves(tree)]
+    leaves = [_real("range_report", x, "tree") for x in jax.tree.leaves(tree)]
     largest, smallest = 0.0, 0.0
     for x in leaves:
         source, size = np.dtype(x.dtype), _magnitude(x)
         finite = (size > 0) & (size < size.dtype.type(_pattern(math.inf, source, True)))
-        if not bool(finite.any()):
+        if not _known(finite.any()):
             continue
         high = _exact(int(jnp.max(jnp.where(finite, size, 0))), source)
         low = _exact(int(jnp.min(jnp.where(finite, size, size.dtype.type(np.iinfo(size.dtype).max)))), source)
@@ -269,6 +269,16 @@ def range_report(tree: Any, dtype: DTypeLike) -> RangeReport:
         scale=math.ldexp(1.0, shift),
         **{f"scaled_{name}": after[name] for name in ("overflow", "subnormal", "flushed")},
     )
+
+
+def _known(x: Array) -> bool:
+    try:
+        return bool(x)
+    except jax.errors.ConcretizationTypeError:
+        raise TypeError(
+            "range_report: `tree` is traced; expected arrays whose numbers are known. Call it outside of `jit`, or "
+            "count inside by `saturating_cast`."
+        ) from None
 
 
 def _recommended(largest: float, smallest: float, dtype: np.dtype) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
-from robustad.stability._arguments import FORMATS, Axis, axes_of, counted, floating, keep, masked
+from robustad.stability._arguments import FORMATS, Axis, axes_of, counted, floating, keep, mask_of, masked
 from robustad.stability._order_free import order_free_sum
 
 
@@ -52,8 +52,8 @@ def reproducible_sum(
     inf 3e+38
     """
     x, out = _prepared("reproducible_sum", x, dtype)
-    axes = axes_of("reproducible_sum", axis, x.ndim)
-    return keep(order_free_sum(masked(x, where), axes=axes, dtype=out), axes, keepdims)
+    axes, mask = axes_of("reproducible_sum", axis, x.ndim), mask_of("reproducible_sum", where, x.shape)
+    return keep(order_free_sum(masked(x, mask), axes=axes, dtype=out), axes, keepdims)
 
 
 def reproducible_mean(
@@ -78,8 +78,8 @@ def reproducible_mean(
     inf 3e+38
     """
     x, out = _prepared("reproducible_mean", x, dtype)
-    axes = axes_of("reproducible_mean", axis, x.ndim)
-    return keep(order_free_sum(masked(x, where), counted(x, axes, where), axes=axes, dtype=out), axes, keepdims)
+    axes, mask = axes_of("reproducible_mean", axis, x.ndim), mask_of("reproducible_mean", where, x.shape)
+    return keep(order_free_sum(masked(x, mask), counted(x, axes, mask), axes=axes, dtype=out), axes, keepdims)
 
 
 def _prepared(name: str, x: ArrayLike, dtype: DTypeLike | None) -> tuple[Array, np.dtype]:

@@ -57,7 +57,8 @@ def reproducible_dot(a: ArrayLike, b: ArrayLike, *, slices: int | None = None) -
     """
     if slices is not None and slices < 1:
         raise ValueError(f"reproducible_dot: `slices` is {slices}; expected None or a positive number.")
-    a, b = floating("reproducible_dot", a, "a"), floating("reproducible_dot", b, "b")
+    complex_too = "`compensated_dot` takes complex arrays."
+    a, b = (floating("reproducible_dot", x, argument, complex_too) for argument, x in (("a", a), ("b", b)))
     if a.dtype != b.dtype:
         a, b = (x.astype(jnp.promote_types(a.dtype, b.dtype)) for x in (a, b))
     if 0 in (a.ndim, b.ndim):

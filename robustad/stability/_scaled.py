@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
 from . import _words as words
-from ._arguments import Axes, Axis, axes_of
+from ._arguments import Axes, Axis, axes_of, inexact, keep, mask_of, refuse_complex
 from ._custom_jvp import custom_jvp
 from ._primitive import batch_first, linear_primitive
 
@@ -124,7 +124,9 @@ def _leave_one_out(x: Array) -> Array:
     return _plain(_times((m, k), (n, l)))
 
 
-def scaled_prod(x: ArrayLike, axis: Axis = None) -> tuple[Array, Array]:
+def scaled_prod(
+    x: ArrayLike, axis: Axis = None, *, keepdims: bool = False, where: ArrayLike | None = None
+) -> tuple[Array, Array]:
     r"""The product as (mantissa, exponent): :math:`\prod x = m\, 2^k` with :math:`1/2 \le |m| < 1`.
 
     `jnp.prod` overflows and underflows in the middle: :math:`2^{5000} \cdot 2^{-5000}` of factors 2 and 1/2 is NaN
@@ -137,6 +139,8 @@ def scaled_prod(x: ArrayLike, axis: Axis = None) -> tuple[Array, Array]:
     Args:
       x: real array; subnormal numbers count.
       axis: the dimension or dimensions to multiply along; None for all.
+      keepdims: whether these dimensions stay, with length 1.
+      where: bool array that broadcasts to the shape of `x`; elements that are False do not count.
 
     Returns:
       The mantissa, of the dtype of `x` (float32 for narrower floats), and the exponent, int32. Where a factor is 0
@@ -148,11 +152,20 @@ def scaled_prod(x: ArrayLike, axis: Axis = None) -> tuple[Array, Array]:
     >>> print(m, k)
     0.5 1
     """
-    y, _ = normalizer.working("scaled_prod", x)
-    return _product(y, axes_of("scaled_prod", axis, y.ndim))
+    y, _ = normalizer.working("scaled_prod", x, "x", _OF_COMPLEX)
+    axes = axes_of("scaled_prod", axis, y.ndim)
+    m, k = _product(_masked(y, mask_of("scaled_prod", where, y.shape)), axes)
+    return keep(m, axes, keepdims), keep(k, axes, keepdims)
 
 
-def prod(x: ArrayLike, axis: Axis = None, *, keepdims: bool = False) -> Array:
+def prod(
+    x: ArrayLike,
+    axis: Axis = None,
+    dtype: DTypeLike | None = None,
+    *,
+    keepdims: bool = False,
+    where: ArrayLike | None = None,
+) -> Array:
     """The product, right wherever it can be represented, whatever its partial products are.
 
     `jnp.prod` of 200 factors 2 and 200 factors 1/2 is inf or 0 in float32, depending on their order. The derivative
@@ -162,10 +175,12 @@ def prod(x: ArrayLike, axis: Axis = None, *, keepdims: bool = False) -> Array:
     Args:
       x: real array.
       axis: the dimension or dimensions to multiply along; None for all.
+      dtype: of the result, by default that of `x`; the factors are not rounded to it.
       keepdims: whether these dimensions stay, with length 1.
+      where: bool array that broadcasts to the shape of `x`; elements that are False do not count.
 
     Returns:
-      An array of the dtype of `x`; 1 for no factors.
+      An array of that dtype; 1 for no factors.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -173,10 +188,20 @@ def prod(x: ArrayLike, axis: Axis = None, *, keepdims: bool = False) -> Array:
     >>> print(st.prod(jnp.array([1e30, 1e30, 1e-30, 1e-30])), jax.grad(st.prod)(jnp.array([0.0, 3.0, 4.0])))
     1.0 [12.  0.  0.]
     """
-    y, dtype = normalizer.working("prod", x)
+    y, result = normalizer.working("prod", x, "x", _OF_COMPLEX)
+    if dtype is not None:
+        y, result = inexact("prod", y, dtype)
+        refuse_complex("prod", "dtype", result, "The product is real.")
     axes = axes_of("prod", axis, y.ndim)
-    value = _compiled_prod(y, axes)
-    return (jnp.expand_dims(value, axes) if keepdims else value).astype(dtype)
+    value = _compiled_prod(_masked(y, mask_of("prod", where, y.shape)), axes)
+    return keep(value, axes, keepdims).astype(result)
+
+
+_OF_COMPLEX = "Multiply the magnitudes, `jnp.abs(x)`, and add the angles, `jnp.angle(x)`; or use `jnp.prod`."
+
+
+def _masked(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else jnp.where(mask, x, jnp.ones((), x.dtype))
 
 
 _compiled_prod = jax.jit(_prod, static_argnums=1)

@@ -1,7 +1,6 @@
 r"""Scattering without order: sums by segment, scatter-add, and a gather whose transpose is that sum."""
 
 import math
-import operator
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from robustad.stability import _exact_scatter
-from robustad.stability._arguments import floating, integers
+from robustad.stability._arguments import floating, integer, integers, joint_shape
 from robustad.stability._order_free import kernels
 from robustad.stability._primitive import batch_first, linear_primitive
 
@@ -54,7 +53,7 @@ def segment_sum(data: ArrayLike, segment_ids: ArrayLike, num_segments: int | Non
         )
     if num_segments is None:
         num_segments = int(np.max(np.asarray(ids), initial=-1)) + 1
-    num_segments = operator.index(num_segments)
+    num_segments = integer("segment_sum", "num_segments", num_segments)
     if num_segments < 0:
         raise ValueError(f"segment_sum: `num_segments` is {num_segments}; it must not be negative.")
     sums = _segment_sum(data.reshape(len(ids), math.prod(data.shape[1:])), ids, segments=num_segments)
@@ -86,7 +85,13 @@ def scatter_add(x: ArrayLike, indices: ArrayLike, updates: ArrayLike) -> Array:
         raise ValueError("scatter_add: `x` is a scalar; expected an array whose first axis is indexed.")
     indices = integers("scatter_add", indices, "indices")
     updates = floating("scatter_add", updates, "updates").astype(x.dtype)
-    updates = jnp.broadcast_to(updates, (*indices.shape, *x.shape[1:]))
+    expected = (*indices.shape, *x.shape[1:])
+    if joint_shape("scatter_add", updates=updates.shape, **{"x[indices]": expected}) != expected:
+        raise ValueError(
+            f"scatter_add: `updates` has shape {updates.shape}; expected one that broadcasts to {expected}, that of "
+            "`x[indices]`. Drop or sum the axes too many."
+        )
+    updates = jnp.broadcast_to(updates, expected)
     width = math.prod(x.shape[1:])
     into = _counted_from_end(indices, len(x)).reshape(-1)
     rows = jnp.concatenate([x.reshape(len(x), width), updates.reshape(len(into), width)])

@@ -13,8 +13,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, axes_of, integers
-from ._cross_entropy import target_of
+from ._arguments import Axes, axis_of, integers, names, numbers
+from ._cross_entropy import OF_COMPLEX, target_of
 from ._normalizer import MOST, Total
 
 
@@ -122,8 +122,11 @@ def sharded_logsumexp(a: ArrayLike, axis_name: str, axis: int = -1) -> Array:
     Returns:
       An array without that dimension, of the dtype of `a`.
     """
-    x, dtype = normalizer.working("sharded_logsumexp", a)
-    (i,) = axes_of("sharded_logsumexp", axis, x.ndim)
+    names("sharded_logsumexp", axis_name)
+    x, dtype = normalizer.working(
+        "sharded_logsumexp", a, "a", "Take the real part, or gather `a` for `jax`'s logsumexp."
+    )
+    i = axis_of("sharded_logsumexp", axis, x.ndim)
     return jnp.squeeze(_log_sum(x, (i,), axis_name), i).astype(dtype)
 
 
@@ -145,8 +148,10 @@ def sharded_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, axis_nam
     Returns:
       The loss of each row, the same on every device of the mesh axis; NaN where a label is out of range.
     """
-    x, dtype = normalizer.working("sharded_softmax_cross_entropy", logits)
-    (i,) = axes_of("sharded_softmax_cross_entropy", axis, x.ndim)
+    names("sharded_softmax_cross_entropy", axis_name)
+    x, dtype = normalizer.working("sharded_softmax_cross_entropy", logits, "logits", OF_COMPLEX)
+    numbers("sharded_softmax_cross_entropy", labels=labels)
+    i = axis_of("sharded_softmax_cross_entropy", axis, x.ndim)
     y = jnp.asarray(labels)
     expected = x.shape[:i] + x.shape[i + 1 :]
     if not jnp.issubdtype(y.dtype, jnp.integer) or y.shape != expected:

@@ -152,13 +152,17 @@ class SignedLog:
     @classmethod
     def from_array(cls, x: ArrayLike) -> SignedLog:
         """The numbers of a real array; narrow floats as float32."""
-        v, _ = normalizer.working("SignedLog.from_array", x)
+        v, _ = normalizer.working(
+            "SignedLog.from_array", x, "x", "A sign is of a real number: give `x.real` and `x.imag`."
+        )
         return cls(*_split(v, jnp.zeros_like(v)))
 
     @classmethod
     def from_log(cls, log: ArrayLike, sign: ArrayLike = 1) -> SignedLog:
         """sign · exp(log), where sign is -1, 0 or 1; a logarithm of -inf is a zero."""
-        x, _ = normalizer.working("SignedLog.from_log", log)
+        x, _ = normalizer.working(
+            "SignedLog.from_log", log, "log", "Give its real part, and as `sign` that of the number."
+        )
         s = jnp.asarray(sign, x.dtype)
         x, s = jnp.broadcast_arrays(x, s)
         zero = (x == -jnp.inf) | (s == 0)

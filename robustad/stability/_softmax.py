@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._arguments import Axes, Axis, axes_of
+from ._arguments import Axes, Axis, axes_of, mask_of
 from ._centring import Row
 from ._custom_jvp import custom_jvp
 
@@ -42,6 +42,7 @@ def _log_softmax_jvp(axes: Axes, primals: tuple[Array], tangents: tuple[Array]):
     return _log_softmax(a, axes), centring.of_log(a, centring.row_of(a, axes, False), t, axes)
 
 
+_OF_COMPLEX = "Shares are of real logits: give `x.real`, or `jnp.abs(x)`."
 _compiled_softmax = jax.jit(lambda a, axes: _softmax(a, axes)[0], static_argnums=1)
 _compiled_log_softmax = jax.jit(_log_softmax, static_argnums=1)
 
@@ -71,8 +72,8 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     >>> print(st.softmax(jnp.array([1e4, 1e4, -jnp.inf])), st.softmax(jnp.full(2, -jnp.inf)))
     [0.5 0.5 0. ] [0. 0.]
     """
-    y, dtype = normalizer.working("softmax", x)
-    y = normalizer.masked(y, where)
+    y, dtype = normalizer.working("softmax", x, "x", _OF_COMPLEX)
+    y = normalizer.masked(y, mask_of("softmax", where, y.shape, may_add_axes=True))
     return _compiled_softmax(y, axes_of("softmax", axis, y.ndim)).astype(dtype)
 
 
@@ -100,6 +101,6 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     >>> print(st.log_softmax(x), jax.grad(lambda x: st.log_softmax(x)[0])(x))
     [-4.248354e-18 -4.000000e+01] [ 4.248354e-18 -4.248354e-18]
     """
-    y, dtype = normalizer.working("log_softmax", x)
-    y = normalizer.masked(y, where)
+    y, dtype = normalizer.working("log_softmax", x, "x", _OF_COMPLEX)
+    y = normalizer.masked(y, mask_of("log_softmax", where, y.shape, may_add_axes=True))
     return _compiled_log_softmax(y, axes_of("log_softmax", axis, y.ndim)).astype(dtype)

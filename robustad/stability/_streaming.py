@@ -12,8 +12,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
-from ._arguments import axes_of, without
+from ._arguments import axes_of, axis_of, integer, joint_shape, names, numbers, refuse_complex, without
 from ._custom_jvp import custom_jvp
+from ._logsumexp import OF_COMPLEX
 
 
 @custom_jvp
@@ -66,12 +67,16 @@ class LogSumExp:
 
     def add(self, a: ArrayLike, axis: int | tuple[int, ...] = -1, b: ArrayLike | None = None) -> LogSumExp:
         """With the entries of `a` along `axis`, whose other dimensions are those of the state; `b` are weights."""
-        if jnp.iscomplexobj(a):
-            raise TypeError(f"LogSumExp.add: `a` is {jnp.result_type(a)}; expected a real array.")
+        numbers("LogSumExp.add", a=a, **({} if b is None else {"b": b}))
+        for argument, y in (("a", a), ("b", b)):
+            if y is not None:
+                refuse_complex("LogSumExp.add", argument, jnp.result_type(y), OF_COMPLEX)
         x = jnp.asarray(a, self.sum.dtype)
         counted, weights = x, None
         if b is not None:
-            x, weights = normalizer.with_moderate_weights(*jnp.broadcast_arrays(x, jnp.asarray(b, x.dtype)))
+            shape = joint_shape("LogSumExp.add", a=jnp.shape(a), b=jnp.shape(b))
+            x, weights = (jnp.broadcast_to(y, shape) for y in (x, jnp.asarray(b, x.dtype)))
+            x, weights = normalizer.with_moderate_weights(x, weights)
             x = jnp.where((weights == 0) & jnp.isnan(x), -jnp.inf, x)
             counted = jnp.where(weights == 0, -jnp.inf, x)
         axes = axes_of("LogSumExp.add", axis, x.ndim)
@@ -93,6 +98,7 @@ class LogSumExp:
 
     def psum(self, axis_name: str | tuple[str, ...]) -> LogSumExp:
         """The sum over mesh axes, inside `jax.shard_map`; differentiated as `jax.lax.psum` is."""
+        names("LogSumExp.psum", axis_name)
         m = _largest(self.maximum, axis_name)
         return LogSumExp(m, lax.psum(self._at(m), axis_name))
 
@@ -143,8 +149,9 @@ def chunked_logsumexp(a: ArrayLike, chunk_size: int, axis: int = -1) -> Array:
     >>> print(st.chunked_logsumexp(jnp.arange(1000.0), 64))
     999.4587
     """
-    x, dtype = normalizer.working("chunked_logsumexp", a)
-    (i,) = axes_of("chunked_logsumexp", axis, x.ndim)
+    x, dtype = normalizer.working("chunked_logsumexp", a, "a", OF_COMPLEX)
+    i = axis_of("chunked_logsumexp", axis, x.ndim)
+    chunk_size = integer("chunked_logsumexp", "chunk_size", chunk_size)
     if chunk_size < 1:
         raise ValueError(f"chunked_logsumexp: `chunk_size` is {chunk_size}, expected at least 1.")
     x = jnp.moveaxis(x, i, 0)

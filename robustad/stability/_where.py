@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from ._arguments import numbers
+
 
 def safe_where(condition: ArrayLike, true_fun: Callable, false_fun: Callable, *operands: Any) -> Any:
     r"""`jnp.where(condition, true_fun(*operands), false_fun(*operands))`, where the other branch never poisons a derivative.
@@ -40,9 +42,12 @@ def safe_where(condition: ArrayLike, true_fun: Callable, false_fun: Callable, *o
     >>> print(jax.grad(lambda x: st.safe_where(x > 0, jnp.sqrt, jnp.zeros_like, x).sum())(x))
     [0.         0.35355338]
     """
+    numbers("safe_where", condition=condition)
     condition = jnp.asarray(condition)
     if condition.dtype != bool:
-        raise TypeError(f"`condition` must be boolean, got {condition.dtype}. Compare: for instance x > 0, or x != 0.")
+        raise TypeError(
+            f"safe_where: `condition` has dtype {condition.dtype}; expected bool. Compare: for instance x > 0, or x != 0."
+        )
 
     def passing(taken: Array) -> tuple:
         return jax.tree.map(lambda x: jnp.where(taken, x, jax.lax.stop_gradient(x)), operands)
