@@ -154,7 +154,7 @@ def test_used_as_an_array():
     assert jax.vmap(lambda r: S(r).sum())(x).shape == (3,)
     with jax.numpy_dtype_promotion("strict"):
         assert S(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
-    with pytest.raises(TypeError, match="real arrays"):
+    with pytest.raises(TypeError, match="`x` has dtype complex64; expected real numbers"):
         S(1j)
 
 
