@@ -10,6 +10,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
+from robustad.stability._arguments import numbers, refuse_complex
 from robustad.stability._custom_jvp import custom_jvp
 
 
@@ -48,34 +49,30 @@ def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callabl
             rule = twin
 
         kind, given = inspect.Parameter.POSITIONAL_ONLY, inspect.signature(formula).parameters.values()
-        names = [inspect.Parameter(p.name, kind) for p in given if p.default is inspect.Parameter.empty]
+        parameters = [inspect.Parameter(p.name, kind) for p in given if p.default is inspect.Parameter.empty]
+        names = [parameter.name for parameter in parameters]
 
-        @_documented(names)
         @functools.wraps(formula)
         def function(*args: ArrayLike) -> Array:
             if len(args) != len(names):
-                expected = ", ".join(parameter.name for parameter in names)
-                raise TypeError(f"{formula.__name__} takes {len(names)} arrays ({expected}), got {len(args)}.")
-            return rule(*_promote(formula.__name__, args))
+                raise TypeError(
+                    f"{formula.__name__} takes {len(names)} arrays ({', '.join(names)}), got {len(args)}: by position."
+                )
+            return rule(*_promote(formula.__name__, dict(zip(names, args))))
 
-        function.__signature__ = inspect.Signature(names)  # pyright: ignore[reportAttributeAccessIssue]
+        if formula.__doc__ and "Args:" not in formula.__doc__:
+            function.__doc__ = _documented(formula.__doc__, names)
+        function.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         return function
 
     return decorate
 
 
-def _documented(names: list[inspect.Parameter]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Adds what the docstrings of all these functions would repeat, before the example."""
-
-    def add(function: Callable[..., Array]) -> Callable[..., Array]:
-        text, mark, example = inspect.cleandoc(function.__doc__ or "").partition(">>>")
-        if text and "Args:" not in text:
-            arrays = "real array" if len(names) == 1 else "real arrays, which broadcast"
-            contract = _CONTRACT.format(", ".join(name.name for name in names), arrays)
-            function.__doc__ = "\n\n".join(part for part in (text.strip(), contract, mark + example) if part)
-        return function
-
-    return add
+def _documented(text: str, names: list[str]) -> str:
+    """The docstring, before its example with what those of all these functions would repeat."""
+    text, mark, example = inspect.cleandoc(text).partition(">>>")
+    arrays = "real array" if len(names) == 1 else "real arrays, which broadcast"
+    return "\n\n".join([text.strip(), _CONTRACT.format(", ".join(names), arrays), mark + example])
 
 
 _CONTRACT = """Args:
@@ -89,14 +86,15 @@ Raises:
   TypeError: complex input, or a dtype narrower than 16 bits."""
 
 
-def _promote(name: str, args: tuple[ArrayLike, ...]) -> list[Array]:
-    dtype = jnp.result_type(*args)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"`{name}` takes real arrays, got {dtype}. Use the function of jax.numpy for complex ones.")
+def _promote(name: str, arguments: dict[str, ArrayLike]) -> list[Array]:
+    numbers(name, **arguments)
+    for argument, x in arguments.items():
+        refuse_complex(name, argument, jnp.result_type(x), "Use the function of jax.numpy for complex ones.")
+    dtype = jnp.result_type(*arguments.values())
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     if jnp.finfo(dtype).bits < 16:
         raise TypeError(
-            f"`{name}` takes float16, bfloat16, float32 or float64, got {dtype}. Convert the argument first."
+            f"{name}: the arguments have dtype {dtype}; expected float16, bfloat16, float32 or float64. Cast them first."
         )
-    return jnp.broadcast_arrays(*(jnp.asarray(arg, dtype) for arg in args))
+    return jnp.broadcast_arrays(*(jnp.asarray(arg, dtype) for arg in arguments.values()))

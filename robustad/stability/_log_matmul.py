@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
+from ._arguments import numbers
 from ._custom_jvp import custom_jvp
 
 
@@ -157,6 +158,7 @@ def log_matmul(a: ArrayLike, b: ArrayLike) -> Array:
     >>> print(st.log_matmul(x, x)[0, 0], jnp.log(jnp.exp(x) @ jnp.exp(x))[0, 0])
     -398.6137 -inf
     """
+    numbers("log_matmul", a=a, b=b)
     dtype = jnp.result_type(a, b)
     x, kind = normalizer.working("log_matmul", jnp.asarray(a, dtype))
     y, _ = normalizer.working("log_matmul", jnp.asarray(b, dtype))
