@@ -133,6 +133,19 @@ def floating(
     return x
 
 
+def widened(x: Array) -> Array:
+    """float16 and bfloat16 in float32: results are rounded once."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def working(
+    name: str, x: ArrayLike, argument: str = "x", complex_instead: str = "Take the real part."
+) -> tuple[Array, jnp.dtype]:
+    """A real array in the dtype to compute in, and the dtype of the result."""
+    x = floating(name, x, argument, complex_instead)
+    return widened(x), x.dtype
+
+
 def wider(a: DTypeLike, b: DTypeLike) -> jnp.dtype:
     """The dtype that holds both, also under strict promotion: here the rounding is the function's business."""
     with jax.numpy_dtype_promotion("standard"):

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._arguments import Axes, axis_of, integers, joint_shape, mask_of, numbers, refuse_complex, refuse_traced
+from ._arguments import Axes, axis_of, integers, joint_shape, mask_of, numbers, refuse_complex, refuse_traced, working
 from ._custom_jvp import custom_jvp
 from ._elementwise import elementwise
 from ._logistic import sigmoid_slope, sigmoid_words, softplus_words
@@ -178,7 +178,7 @@ def softmax_cross_entropy(
     >>> print(st.softmax_cross_entropy(x, 0), jax.grad(st.softmax_cross_entropy)(x, 0))
     4.248354e-18 [-4.248354e-18  4.248354e-18  0.000000e+00]
     """
-    a, dtype = normalizer.working("softmax_cross_entropy", logits, "logits", OF_COMPLEX)
+    a, dtype = working("softmax_cross_entropy", logits, "logits", OF_COMPLEX)
     a = normalizer.masked(a, mask_of("softmax_cross_entropy", where, a.shape, "logits", may_add_axes=True))
     i = axis_of("softmax_cross_entropy", axis, a.ndim)
     numbers("softmax_cross_entropy", labels=labels)
@@ -243,7 +243,7 @@ def sigmoid_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> Array:
     >>> print(st.sigmoid_cross_entropy(40.0, 1), jax.grad(st.sigmoid_cross_entropy)(40.0, 1))
     4.248354e-18 -4.248354e-18
     """
-    a, dtype = normalizer.working("sigmoid_cross_entropy", logits, "logits", OF_COMPLEX)
+    a, dtype = working("sigmoid_cross_entropy", logits, "logits", OF_COMPLEX)
     numbers("sigmoid_cross_entropy", labels=labels)
     refuse_complex("sigmoid_cross_entropy", "labels", jnp.result_type(labels), _OF_COMPLEX_LABELS)
     y = jnp.asarray(labels).astype(a.dtype)

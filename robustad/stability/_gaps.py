@@ -7,8 +7,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from ._arguments import inexact, widened
 from ._division import divide
-from ._norms import inexact_array, power_of_two_near
+from ._norms import power_of_two_near
 
 
 def tie_tolerance(n: int, dtype) -> float:
@@ -39,11 +40,11 @@ def product(*factors: Array) -> Array:
 
 def matrices(name: str, a: ArrayLike, square: bool) -> tuple[Array, jnp.dtype]:
     """A stack of matrices in a dtype that has factorisations, and the dtype of the result."""
-    a = inexact_array(name, a, "a")
+    a = inexact(name, a, argument="a")[0]
     if a.ndim < 2 or (square and a.shape[-1] != a.shape[-2]):
         kind = "square matrices" if square else "matrices"
         raise ValueError(f"{name}: `a` must be {kind} in its last two axes, got shape {a.shape}.")
-    return a.astype(jnp.promote_types(a.dtype, jnp.float32)) if jnp.finfo(a.dtype).bits < 32 else a, a.dtype
+    return widened(a), a.dtype
 
 
 def scale_of(a: Array) -> Array:

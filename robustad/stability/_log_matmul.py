@@ -16,7 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import numbers
+from ._arguments import numbers, working
 from ._custom_jvp import custom_jvp
 
 
@@ -160,8 +160,8 @@ def log_matmul(a: ArrayLike, b: ArrayLike) -> Array:
     """
     numbers("log_matmul", a=a, b=b)
     dtype = jnp.result_type(a, b)
-    x, kind = normalizer.working("log_matmul", jnp.asarray(a, dtype))
-    y, _ = normalizer.working("log_matmul", jnp.asarray(b, dtype))
+    x, kind = working("log_matmul", jnp.asarray(a, dtype))
+    y, _ = working("log_matmul", jnp.asarray(b, dtype))
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[max(y.ndim - 2, 0)]:
         raise ValueError(
             f"log_matmul: `a` has shape {x.shape} and `b` {y.shape}; expected (..., n, k) and (..., k, m), or vectors (k,)."

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, Axis, axes_of, axis_of, counted, joint_shape, mask_of, masked, numbers
+from ._arguments import Axes, Axis, axes_of, axis_of, counted, joint_shape, mask_of, masked, numbers, working
 from ._centring import Row, constant, of_mean, row_of, row_of_total
 from ._custom_jvp import custom_jvp
 from ._log_exp import logaddexp
@@ -135,7 +135,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=Non
     if b is not None:
         numbers("logsumexp", a=a, b=b)
         a, b = (jnp.asarray(x, jnp.result_type(a, b)) for x in (a, b))
-    x, dtype = normalizer.working("logsumexp", a, "a", OF_COMPLEX)
+    x, dtype = working("logsumexp", a, "a", OF_COMPLEX)
     if b is None:
         x = normalizer.masked(x, mask_of("logsumexp", where, x.shape, "a", may_add_axes=True))
         axes = axes_of("logsumexp", axis, x.ndim)
@@ -178,7 +178,7 @@ def logmeanexp(a: ArrayLike, axis: Axis = None, keepdims: bool = False, where: A
     >>> print(st.logmeanexp(jnp.array([1000.0, 1000.0, -jnp.inf, -jnp.inf])))
     999.3068
     """
-    x, dtype = normalizer.working("logmeanexp", a, "a", OF_COMPLEX)
+    x, dtype = working("logmeanexp", a, "a", OF_COMPLEX)
     mask = mask_of("logmeanexp", where, x.shape, "a", may_add_axes=True)
     if mask is not None:
         x, mask = jnp.broadcast_arrays(x, mask)
@@ -229,7 +229,7 @@ def logcumsumexp(a: ArrayLike, axis: int = 0, reverse: bool = False) -> Array:
     >>> print(st.logcumsumexp(jnp.array([-jnp.inf, 1000.0, 1000.0])))
     [     -inf 1000.     1000.6932]
     """
-    x, dtype = normalizer.working("logcumsumexp", a, "a", OF_COMPLEX)
+    x, dtype = working("logcumsumexp", a, "a", OF_COMPLEX)
     i = axis_of("logcumsumexp", axis, x.ndim)
     x = jnp.where(x == -jnp.inf, -jnp.inf, x)  # no derivative where there is no share
     return lax.associative_scan(logaddexp, x, reverse=reverse, axis=i).astype(dtype)

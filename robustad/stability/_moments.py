@@ -15,9 +15,19 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from ._arguments import Axis, axes_of, inexact, mask_of, numbers, real_or_complex, refuse_complex, refuse_traced
+from ._arguments import (
+    Axis,
+    axes_of,
+    inexact,
+    mask_of,
+    numbers,
+    real_or_complex,
+    refuse_complex,
+    refuse_traced,
+    widened,
+)
 from ._custom_jvp import custom_jvp
-from ._norms import largest_of, least_safe_square, power_of_two_near, scaled, working
+from ._norms import largest_of, least_safe_square, power_of_two_near, scaled
 from ._over_leading_axes import over_leading_axes
 
 _Axes = tuple[int, ...]
@@ -166,7 +176,7 @@ def mean(
     """
     x, result = inexact("mean", x, dtype)
     mask, axes = _prepare("mean", x, axis, where)
-    value = real_or_complex(lambda part: _compiled_mean(axes, working(part), mask), x).astype(result)
+    value = real_or_complex(lambda part: _compiled_mean(axes, widened(part), mask), x).astype(result)
     return jnp.expand_dims(value, axes) if keepdims else value
 
 
@@ -196,7 +206,7 @@ def _spread_of(
     x, result = inexact(name, x, dtype)
     refuse_complex(name, "dtype", result, "The result is real.")
     mask, axes = _prepare(name, x, axis, where)
-    value = _compiled_spread(int(name == "std"), axes, float(ddof), working(x), mask).astype(result)
+    value = _compiled_spread(int(name == "std"), axes, float(ddof), widened(x), mask).astype(result)
     return jnp.expand_dims(value, axes) if keepdims else value
 
 

@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from . import _words as words
-from ._arguments import Axes, numbers, refuse_complex
+from ._arguments import Axes
 from ._significand import shifted, significand
 
 # One entry at most has more than half of the total. A little more, so that two rounded halves do not count.
@@ -38,22 +37,6 @@ class Total(NamedTuple):
     maximum: Array  # -(largest float) if every entry is -inf or there is none
     shift: Array  # c
     sum: Array  # of exp(a - c); 0 if every entry is -inf
-
-
-def working(
-    name: str, a: ArrayLike, argument: str = "a", complex_instead: str = "Take the real part."
-) -> tuple[Array, jnp.dtype]:
-    """The array in the dtype to compute in, and the dtype of the result."""
-    numbers(name, **{argument: a})
-    dtype = jnp.result_type(a)
-    refuse_complex(name, argument, dtype, complex_instead)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        dtype = jnp.result_type(float)
-    if jnp.finfo(dtype).bits < 16:
-        raise TypeError(
-            f"{name}: `{argument}` has dtype {dtype}; expected float16, bfloat16, float32 or float64. Cast it first."
-        )
-    return jnp.asarray(a, dtype).astype(jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype), dtype
 
 
 def masked(a: Array, mask: Array | None) -> Array:

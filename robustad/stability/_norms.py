@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from ._arguments import Axis, axes_of, joint_shape, numbers, refuse_complex, refuse_traced
+from ._arguments import Axis, axes_of, inexact, joint_shape, numbers, refuse_complex, refuse_traced, widened
 from ._custom_jvp import custom_jvp
 from ._over_leading_axes import over_leading_axes
 from ._plane import hypot
@@ -117,19 +117,8 @@ def _power_norm_and_slope_jvp(p, axis, primals, tangents):
     return (norm, slope), (along, turn)
 
 
-def inexact_array(name: str, x: ArrayLike, argument: str = "x") -> Array:
-    numbers(name, **{argument: x})
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
-
-
-def working(x: Array) -> Array:
-    """float16 and bfloat16 in float32."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
-
-
 def _real_leaves(x: Array) -> list[Array]:
-    return [x.real, x.imag] if jnp.iscomplexobj(x) else [working(x)]
+    return [x.real, x.imag] if jnp.iscomplexobj(x) else [widened(x)]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -137,7 +126,7 @@ def _norm(x: Array, ord: float, axis: _Axes) -> Array:
     if ord == 2:
         leaves = _real_leaves(x)
         return norm_and_units((axis,) * len(leaves), leaves)[0]
-    size = hypot(x.real, x.imag) if jnp.iscomplexobj(x) else jnp.abs(working(x))
+    size = hypot(x.real, x.imag) if jnp.iscomplexobj(x) else jnp.abs(widened(x))
     if ord == 0:
         return jnp.sum((size != 0).astype(size.dtype), axis)
     if ord == 1:
@@ -179,7 +168,7 @@ def norm(x: ArrayLike, ord: float | str | None = None, axis: Axis = None, keepdi
     >>> print(st.norm(x), jax.grad(st.norm)(x), jax.grad(jnp.linalg.norm)(x))
     4e-20 [0. 1.] [nan inf]
     """
-    x = inexact_array("norm", x)
+    x = inexact("norm", x)[0]
     axes = axes_of("norm", axis, x.ndim)
     refuse_traced("norm", "ord", ord, "None, 'fro', or a number that is known when tracing")
     if ord in (None, "fro"):
@@ -223,7 +212,7 @@ def global_norm(tree: Any) -> Array:
     >>> print(st.global_norm({"w": jnp.full(2, 3e20), "b": jnp.full(2, 4e20)}))
     7.071068e+20
     """
-    arrays = [inexact_array("global_norm", x, "tree") for x in jax.tree.leaves(tree)]
+    arrays = [inexact("global_norm", x, argument="tree")[0] for x in jax.tree.leaves(tree)]
     if not arrays:
         return jnp.zeros(())
     with jax.numpy_dtype_promotion("standard"):
@@ -256,7 +245,7 @@ def normalize(x: ArrayLike, axis: Axis = -1) -> Array:
     >>> print(st.normalize(jnp.array([3e-30, -4e-30])))
     [ 0.6 -0.8]
     """
-    x = inexact_array("normalize", x)
+    x = inexact("normalize", x)[0]
     axes = tuple(i - x.ndim for i in axes_of("normalize", axis, x.ndim))
     return _normalize(x, axes).astype(x.dtype)
 
@@ -290,7 +279,7 @@ def cosine_similarity(x: ArrayLike, y: ArrayLike, axis: int = -1) -> Array:
         dtype = jnp.result_type(float)
     shape = joint_shape("cosine_similarity", x=jnp.shape(x), y=jnp.shape(y))
     axes = axes_of("cosine_similarity", axis, len(shape))
-    x, y = (working(jnp.broadcast_to(jnp.asarray(z, dtype), shape)) for z in (x, y))
+    x, y = (widened(jnp.broadcast_to(jnp.asarray(z, dtype), shape)) for z in (x, y))
     value = jnp.sum(normalize(x, axes) * normalize(y, axes), axes)
     # its rounding may pass 1, which an arc cosine would not survive; the derivative does not know
     return (value - lax.stop_gradient(value - jnp.clip(value, -1, 1))).astype(dtype)

@@ -12,9 +12,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from ._arguments import refuse_complex
+from ._arguments import inexact, refuse_complex
 from ._custom_jvp import custom_jvp
-from ._norms import inexact_array
 
 
 def _target(name: str, dtype: DTypeLike) -> np.dtype:
@@ -25,7 +24,7 @@ def _target(name: str, dtype: DTypeLike) -> np.dtype:
 
 
 def _real(name: str, x: ArrayLike, argument: str = "x") -> Array:
-    x = inexact_array(name, x, argument)
+    x = inexact(name, x, argument=argument)[0]
     refuse_complex(name, argument, x.dtype, "Give the real and the imaginary part, `x.real` and `x.imag`.")
     return x
 

@@ -11,9 +11,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from . import _normalizer as normalizer
 from . import _words as words
-from ._arguments import Axes, Axis, axes_of, inexact, keep, mask_of, refuse_complex
+from ._arguments import Axes, Axis, axes_of, inexact, keep, mask_of, refuse_complex, working
 from ._custom_jvp import custom_jvp
 from ._primitive import batch_first, linear_primitive
 
@@ -152,7 +151,7 @@ def scaled_prod(
     >>> print(m, k)
     0.5 1
     """
-    y, _ = normalizer.working("scaled_prod", x, "x", _OF_COMPLEX)
+    y, _ = working("scaled_prod", x, "x", _OF_COMPLEX)
     axes = axes_of("scaled_prod", axis, y.ndim)
     m, k = _product(_masked(y, mask_of("scaled_prod", where, y.shape)), axes)
     return keep(m, axes, keepdims), keep(k, axes, keepdims)
@@ -188,7 +187,7 @@ def prod(
     >>> print(st.prod(jnp.array([1e30, 1e30, 1e-30, 1e-30])), jax.grad(st.prod)(jnp.array([0.0, 3.0, 4.0])))
     1.0 [12.  0.  0.]
     """
-    y, result = normalizer.working("prod", x, "x", _OF_COMPLEX)
+    y, result = working("prod", x, "x", _OF_COMPLEX)
     if dtype is not None:
         y, result = inexact("prod", y, dtype)
         refuse_complex("prod", "dtype", result, "The product is real.")

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, axis_of, integers, names, numbers
+from ._arguments import Axes, axis_of, integers, names, numbers, working
 from ._cross_entropy import OF_COMPLEX, target_of
 from ._normalizer import MOST, Total
 
@@ -123,9 +123,7 @@ def sharded_logsumexp(a: ArrayLike, axis_name: str, axis: int = -1) -> Array:
       An array without that dimension, of the dtype of `a`.
     """
     names("sharded_logsumexp", axis_name)
-    x, dtype = normalizer.working(
-        "sharded_logsumexp", a, "a", "Take the real part, or gather `a` for `jax`'s logsumexp."
-    )
+    x, dtype = working("sharded_logsumexp", a, "a", "Take the real part, or gather `a` for `jax`'s logsumexp.")
     i = axis_of("sharded_logsumexp", axis, x.ndim)
     return jnp.squeeze(_log_sum(x, (i,), axis_name), i).astype(dtype)
 
@@ -149,7 +147,7 @@ def sharded_softmax_cross_entropy(logits: ArrayLike, labels: ArrayLike, axis_nam
       The loss of each row, the same on every device of the mesh axis; NaN where a label is out of range.
     """
     names("sharded_softmax_cross_entropy", axis_name)
-    x, dtype = normalizer.working("sharded_softmax_cross_entropy", logits, "logits", OF_COMPLEX)
+    x, dtype = working("sharded_softmax_cross_entropy", logits, "logits", OF_COMPLEX)
     numbers("sharded_softmax_cross_entropy", labels=labels)
     i = axis_of("sharded_softmax_cross_entropy", axis, x.ndim)
     y = jnp.asarray(labels)

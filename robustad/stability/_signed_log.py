@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import Axes, Axis, axes_of
+from ._arguments import Axes, Axis, axes_of, working
 from ._compensated_sum import compensated_sum
 from ._custom_jvp import custom_jvp
 from ._log_exp import log1mexp
@@ -152,17 +152,13 @@ class SignedLog:
     @classmethod
     def from_array(cls, x: ArrayLike) -> SignedLog:
         """The numbers of a real array; narrow floats as float32."""
-        v, _ = normalizer.working(
-            "SignedLog.from_array", x, "x", "A sign is of a real number: give `x.real` and `x.imag`."
-        )
+        v, _ = working("SignedLog.from_array", x, "x", "A sign is of a real number: give `x.real` and `x.imag`.")
         return cls(*_split(v, jnp.zeros_like(v)))
 
     @classmethod
     def from_log(cls, log: ArrayLike, sign: ArrayLike = 1) -> SignedLog:
         """sign · exp(log), where sign is -1, 0 or 1; a logarithm of -inf is a zero."""
-        x, _ = normalizer.working(
-            "SignedLog.from_log", log, "log", "Give its real part, and as `sign` that of the number."
-        )
+        x, _ = working("SignedLog.from_log", log, "log", "Give its real part, and as `sign` that of the number.")
         s = jnp.asarray(sign, x.dtype)
         x, s = jnp.broadcast_arrays(x, s)
         zero = (x == -jnp.inf) | (s == 0)

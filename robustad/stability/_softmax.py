@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from . import _centring as centring
 from . import _normalizer as normalizer
-from ._arguments import Axes, Axis, axes_of, mask_of
+from ._arguments import Axes, Axis, axes_of, mask_of, working
 from ._centring import Row
 from ._custom_jvp import custom_jvp
 
@@ -72,7 +72,7 @@ def softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Ar
     >>> print(st.softmax(jnp.array([1e4, 1e4, -jnp.inf])), st.softmax(jnp.full(2, -jnp.inf)))
     [0.5 0.5 0. ] [0. 0.]
     """
-    y, dtype = normalizer.working("softmax", x, "x", _OF_COMPLEX)
+    y, dtype = working("softmax", x, "x", _OF_COMPLEX)
     y = normalizer.masked(y, mask_of("softmax", where, y.shape, may_add_axes=True))
     return _compiled_softmax(y, axes_of("softmax", axis, y.ndim)).astype(dtype)
 
@@ -101,6 +101,6 @@ def log_softmax(x: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -
     >>> print(st.log_softmax(x), jax.grad(lambda x: st.log_softmax(x)[0])(x))
     [-4.248354e-18 -4.000000e+01] [ 4.248354e-18 -4.248354e-18]
     """
-    y, dtype = normalizer.working("log_softmax", x, "x", _OF_COMPLEX)
+    y, dtype = working("log_softmax", x, "x", _OF_COMPLEX)
     y = normalizer.masked(y, mask_of("log_softmax", where, y.shape, may_add_axes=True))
     return _compiled_log_softmax(y, axes_of("log_softmax", axis, y.ndim)).astype(dtype)

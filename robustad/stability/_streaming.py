@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from . import _normalizer as normalizer
-from ._arguments import axes_of, axis_of, integer, joint_shape, names, numbers, refuse_complex, without
+from ._arguments import axes_of, axis_of, integer, joint_shape, names, numbers, refuse_complex, without, working
 from ._custom_jvp import custom_jvp
 from ._logsumexp import OF_COMPLEX
 
@@ -149,7 +149,7 @@ def chunked_logsumexp(a: ArrayLike, chunk_size: int, axis: int = -1) -> Array:
     >>> print(st.chunked_logsumexp(jnp.arange(1000.0), 64))
     999.4587
     """
-    x, dtype = normalizer.working("chunked_logsumexp", a, "a", OF_COMPLEX)
+    x, dtype = working("chunked_logsumexp", a, "a", OF_COMPLEX)
     i = axis_of("chunked_logsumexp", axis, x.ndim)
     chunk_size = integer("chunked_logsumexp", "chunk_size", chunk_size)
     if chunk_size < 1:
