@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from robustad import stability as st
-from robustad.stability._log_gamma import log_beta, log_gamma, log_gamma_half_step
+from robustad.stability._log_gamma import log_gamma
 
 INF = np.inf
 # name, SciPy's, points (x, parameters...) inside the support, tails among them

@@ -18,11 +18,13 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from ._cholesky import cholesky
-from ._division import divide
+from ._beta import beta, binom
+from ._gamma import gamma, poisson
 from ._hyperbolic import log_cosh
-from ._log_gamma import log_beta, log_gamma, log_gamma_half_step
-from ._logarithm import log, log1psq, xlog1py, xlogy
-from ._roots import sqrt
+from ._log_gamma import log_gamma
+from ._logarithm import log, xlog1py, xlogy
+from ._standardized import halved, standardized
+from ._student import cauchy, student
 from ._where import safe_where
 
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
@@ -68,6 +70,11 @@ def _where_valid(*conditions: Array) -> Array:
     return jnp.where(functools.reduce(jnp.logical_and, conditions), 0.0, jnp.nan)
 
 
+def _before_end(x: Array, loc: Array, scale: Array) -> Array:
+    x, loc, scale = halved(x, loc, scale)
+    return x <= loc + scale
+
+
 def _is_probability(p: Array) -> Array:
     return (p >= 0) & (p <= 1)
 
@@ -80,7 +87,7 @@ def norm_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyr
     >>> print(st.norm_logpdf(0.0))
     -0.9189385
     """
-    z = divide(x - loc, scale)
+    z = standardized(x, loc, scale)
     return -0.5 * z * z - (_LOG_ROOT_2_PI + log(scale))
 
 
@@ -92,7 +99,7 @@ def laplace_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # 
     >>> print(st.laplace_logpdf(2.0))
     -2.6931472
     """
-    return -jnp.abs(divide(x - loc, scale)) - log(2 * scale)
+    return -jnp.abs(standardized(x, loc, scale)) - (math.log(2) + log(scale))
 
 
 @_density
@@ -103,7 +110,7 @@ def cauchy_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # p
     >>> print(st.cauchy_logpdf(1e30))
     -139.29984
     """
-    return -log1psq(divide(x - loc, scale)) - log(math.pi * scale)
+    return cauchy(x, loc, scale)
 
 
 @_density
@@ -115,7 +122,7 @@ def logistic_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  #
     >>> print(st.logistic_logpdf(200.0), jax.grad(st.logistic_logpdf)(1e-20))
     -200.0 -5e-21
     """
-    return -2 * log_cosh(0.5 * divide(x - loc, scale)) - (2 * math.log(2) + log(scale))
+    return -2 * log_cosh(0.5 * standardized(x, loc, scale)) - (2 * math.log(2) + log(scale))
 
 
 @_density
@@ -128,9 +135,7 @@ def t_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array
     >>> print(st.t_logpdf(0.0, 1e8))
     -0.9189385
     """
-    ratio = divide(divide(x - loc, scale), sqrt(df))
-    constant = log_gamma_half_step(0.5 * df) - 0.5 * log(0.5 * df) - _LOG_ROOT_2_PI - log(scale)
-    return constant - 0.5 * (df + 1) * log1psq(ratio) + _where_valid(df > 0, scale > 0)
+    return student(x, df, loc, scale) + _where_valid(df > 0, scale > 0)
 
 
 @_density
@@ -141,7 +146,7 @@ def uniform_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # 
     >>> print(st.uniform_logpdf(1.0, 0.0, 2.0), st.uniform_logpdf(3.0, 0.0, 2.0))
     -0.6931472 -inf
     """
-    value = _inside((x >= loc) & (x <= loc + scale), lambda x, scale: -log(scale) + 0 * x, x, scale)
+    value = _inside((x >= loc) & _before_end(x, loc, scale), lambda x, scale: -log(scale) + 0 * x, x, scale)
     return value + _where_valid(scale > 0)
 
 
@@ -154,7 +159,7 @@ def expon_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # py
     >>> print(jax.grad(st.expon_logpdf)(0.0), jax.grad(st.expon_logpdf)(-1.0))
     -1.0 0.0
     """
-    value = _inside(x >= loc, lambda x, loc, scale: -divide(x - loc, scale) - log(scale), x, loc, scale)
+    value = _inside(x >= loc, lambda x, loc, scale: -standardized(x, loc, scale) - log(scale), x, loc, scale)
     return value + _where_valid(scale > 0)
 
 
@@ -167,12 +172,7 @@ def gamma_logpdf(x: Array, a: Array, loc: Array = 0.0, scale: Array = 1.0) -> Ar
     >>> print(st.gamma_logpdf(0.0, 1.0), jax.grad(st.gamma_logpdf)(0.0, 1.0))
     0.0 -1.0
     """
-
-    def value(x: Array, a: Array, loc: Array, scale: Array) -> Array:
-        z = divide(x - loc, scale)
-        return xlogy(a - 1, z) - z - log_gamma(a) - log(scale)
-
-    return _inside(x >= loc, value, x, a, loc, scale) + _where_valid(a > 0, scale > 0)
+    return _inside(x >= loc, gamma, x, a, loc, scale) + _where_valid(a > 0, scale > 0)
 
 
 @_density
@@ -195,13 +195,8 @@ def beta_logpdf(x: Array, a: Array, b: Array, loc: Array = 0.0, scale: Array = 1
     >>> print(st.beta_logpdf(1.0, 2.0, 1.0), jax.grad(st.beta_logpdf)(1.0, 2.0, 1.0))
     0.6931472 1.0
     """
-
-    def value(x: Array, a: Array, b: Array, loc: Array, scale: Array) -> Array:
-        z = divide(x - loc, scale)
-        return xlogy(a - 1, z) + xlog1py(b - 1, -z) - log_beta(a, b) - log(scale)
-
-    inside = (x >= loc) & (x <= loc + scale)
-    return _inside(inside, value, x, a, b, loc, scale) + _where_valid(a > 0, b > 0, scale > 0)
+    inside = (x >= loc) & _before_end(x, loc, scale)
+    return _inside(inside, beta, x, a, b, loc, scale) + _where_valid(a > 0, b > 0, scale > 0)
 
 
 @_density
@@ -227,13 +222,8 @@ def binom_logpmf(k: Array, n: Array, p: Array, loc: Array = 0.0) -> Array:  # py
     >>> print(st.binom_logpmf(0, 5, 0.0), jax.grad(st.binom_logpmf, 2)(0.0, 5.0, 0.0))
     0.0 -5.0
     """
-
-    def value(k: Array, n: Array, p: Array) -> Array:
-        choices = -log(n + 1) - log_beta(n - k + 1, k + 1)
-        return jnp.where((k == 0) | (k == n), 0.0, choices) + xlogy(k, p) + xlog1py(n - k, -p)
-
     k = k - loc
-    return _inside((k >= 0) & (k <= n) & (k == jnp.floor(k)), value, k, n, p) + _where_valid(n >= 0, _is_probability(p))
+    return _inside((k >= 0) & (k <= n) & (k == jnp.floor(k)), binom, k, n, p) + _where_valid(n >= 0, _is_probability(p))
 
 
 @_density
@@ -245,12 +235,8 @@ def poisson_logpmf(k: Array, mu: Array, loc: Array = 0.0) -> Array:  # pyright: 
     >>> print(st.poisson_logpmf(0, 0.0), jax.grad(st.poisson_logpmf, 1)(0.0, 0.0))
     0.0 -1.0
     """
-
-    def value(k: Array, mu: Array) -> Array:
-        return xlogy(k, mu) - mu - log_gamma(k + 1)
-
     k = k - loc
-    return _inside((k >= 0) & (k == jnp.floor(k)), value, k, mu) + _where_valid(mu >= 0)
+    return _inside((k >= 0) & (k == jnp.floor(k)), poisson, k, mu) + _where_valid(mu >= 0)
 
 
 def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
