@@ -7,7 +7,7 @@ from . import _deviance as deviance
 from ._deviance import Words, complement, exactly, excess, minus, ratio, successor
 from ._division import divide
 from ._elementwise import elementwise
-from ._standardized import standardized, standardized_rest, standardized_words
+from ._standardized import standardized, standardized_rest
 
 
 def _inverse(x: Array) -> Array:

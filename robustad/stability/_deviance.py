@@ -127,7 +127,7 @@ def _no_derivative(*args: Array) -> Array:
 
 
 def _gamma_shape_slope(z: Array, low: Array, a: Array, a_low: Array) -> Array:
-    return digamma_gap_slope(a) - divide(jnp.ones_like(a), a)
+    return digamma_gap_slope(a) - _one_over(a)
 
 
 @elementwise(_one_over, _no_derivative, _gamma_shape_slope, _no_derivative)
@@ -137,7 +137,7 @@ def gamma_by_shape(z: Array, low: Array, a: Array, a_low: Array) -> Array:
 
 
 def _beta_shape_slope(z: Array, low: Array, a: Array, a_low: Array, b: Array, b_low: Array) -> Array:
-    return digamma_gap_fall_slope(a, b) - divide(divide(b, a + b), a)
+    return digamma_gap_fall_slope(a, b) - divide(b, a + b) * _one_over(a)
 
 
 def _beta_other_slope(z: Array, low: Array, a: Array, a_low: Array, b: Array, b_low: Array) -> Array:

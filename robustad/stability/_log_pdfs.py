@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from ._cholesky import cholesky
 from ._beta import beta, binom
+from ._cholesky import cholesky
+from ._dirichlet import dirichlet
+from ._division import divide
+from ._elementwise import elementwise
 from ._gamma import gamma, poisson
 from ._hyperbolic import log_cosh
-from ._log_gamma import log_gamma
 from ._logarithm import log, xlog1py, xlogy
-from ._standardized import halved, standardized
+from ._standardized import halved, square_less_one, standardized, standardized_rest
 from ._student import cauchy, student
 from ._where import safe_where
 
@@ -60,6 +62,14 @@ def _floats(name: str, *args: ArrayLike) -> tuple[list[Array], jnp.dtype]:
     return [jnp.asarray(x, dtype).astype(wide) for x in args], dtype
 
 
+def _broadcast(*shapes: tuple[int, ...]) -> bool:
+    try:
+        jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
+
+
 def _inside(condition: Array, value: Callable[..., Array], *args: Array) -> Array:
     nan = functools.reduce(jnp.logical_or, [jnp.isnan(x) for x in args])
     return safe_where(condition | nan, value, lambda *xs: jnp.full_like(xs[0], -jnp.inf), *args)
@@ -79,6 +89,21 @@ def _is_probability(p: Array) -> Array:
     return (p >= 0) & (p <= 1)
 
 
+def _norm_by_x(x: Array, loc: Array, scale: Array) -> Array:
+    return -divide(standardized(x, loc, scale), scale)
+
+
+def _norm_by_scale(x: Array, loc: Array, scale: Array) -> Array:
+    z, low = standardized(x, loc, scale), standardized_rest(x, loc, scale)
+    return divide(square_less_one(z, low), scale)
+
+
+@elementwise(_norm_by_x, lambda x, loc, scale: -_norm_by_x(x, loc, scale), _norm_by_scale)
+def _norm(x: Array, loc: Array, scale: Array) -> Array:
+    z = standardized(x, loc, scale)
+    return -0.5 * z * z - (_LOG_ROOT_2_PI + log(scale))
+
+
 @_density
 def norm_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
     r"""Normal: :math:`-z^2/2 - \log\sqrt{2π} - \log s`, z = (x - loc)/s.
@@ -87,8 +112,7 @@ def norm_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyr
     >>> print(st.norm_logpdf(0.0))
     -0.9189385
     """
-    z = standardized(x, loc, scale)
-    return -0.5 * z * z - (_LOG_ROOT_2_PI + log(scale))
+    return _norm(x, loc, scale)
 
 
 @_density
@@ -259,6 +283,12 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
     1.0986123 [0. 2.]
     """
     (x, alpha), dtype = _floats("dirichlet_logpdf", x, alpha)
+    if not x.ndim or not alpha.ndim or x.shape[-1] != alpha.shape[-1] or not _broadcast(x.shape, alpha.shape):
+        raise ValueError(
+            f"dirichlet_logpdf: `x` has shape {x.shape} and `alpha` {alpha.shape}; expected (..., n) for both, with the "
+            "same n and leading axes that broadcast. jax.scipy.stats has the coordinates in the first axis: for such an `x` pass "
+            "jnp.moveaxis(x, 0, -1)."
+        )
     return _dirichlet(*jnp.broadcast_arrays(x, alpha)).astype(dtype)
 
 
@@ -267,15 +297,11 @@ def _dirichlet(x: Array, alpha: Array) -> Array:
     n = x.shape[-1]
     on_simplex = jnp.all(x >= 0, -1) & (jnp.abs(jnp.sum(x, -1) - 1) <= 4 * n * float(jnp.finfo(x.dtype).eps))
 
-    def value(x: Array, alpha: Array) -> Array:
-        total = jnp.sum(xlogy(alpha - 1, x) - log_gamma(alpha), -1)
-        return total + log_gamma(jnp.sum(alpha, -1))
-
     def split(condition: Array) -> tuple[Array, Array]:
         taken = condition[..., None]
         return tuple(jnp.where(taken, z, lax.stop_gradient(z)) for z in (x, alpha))  # pyright: ignore[reportReturnType]
 
-    return jnp.where(on_simplex, value(*split(on_simplex)), -jnp.inf) + _where_valid(jnp.all(alpha > 0, -1))
+    return jnp.where(on_simplex, dirichlet(*split(on_simplex)), -jnp.inf) + _where_valid(jnp.all(alpha > 0, -1))
 
 
 def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) -> Array:
@@ -296,9 +322,13 @@ def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) ->
     67.23968
     """
     (x, mean, cov), dtype = _floats("multivariate_normal_logpdf", x, mean, cov)
-    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
+    n = cov.shape[-1:]
+    leading = x.shape[:-1], mean.shape[:-1], cov.shape[:-2]
+    if cov.ndim < 2 or cov.shape[-2:-1] != n or x.shape[-1:] != n or mean.shape[-1:] != n or not _broadcast(*leading):
         raise ValueError(
-            f"multivariate_normal_logpdf: `cov` has shape {cov.shape}; expected (..., n, n); see `norm_logpdf`."
+            f"multivariate_normal_logpdf: `x` has shape {x.shape}, `mean` {mean.shape} and `cov` {cov.shape}; expected "
+            "(..., n), (..., n) and (..., n, n), with leading axes that broadcast. For one mean of all coordinates pass "
+            "jnp.full(n, mean); for variances without covariances sum `norm_logpdf` over the last axis."
         )
     return _multivariate_normal(x, mean, cov).astype(dtype)
 

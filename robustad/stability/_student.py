@@ -20,7 +20,7 @@ from ._elementwise import elementwise
 from ._log_gamma import half_step_remainder, half_step_remainder_slope
 from ._logarithm import log1pmx, log1psq
 from ._roots import sqrt
-from ._standardized import standardized
+from ._standardized import square_less_one, standardized, standardized_rest
 
 _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
@@ -58,9 +58,9 @@ def _share(q: Array) -> Array:
 @elementwise(elementwise()(_log_less_share_slope))
 def _log_less_share(q: Array) -> Array:
     """log(1 + q²) - u = -(u + log v)."""
-    u, v, _ = _shares(q)
+    u = _shares(q)[0]
     near = u < 0.5
-    return jnp.where(near, -log1pmx(-jnp.where(near, u, 0.0)), -lax.log(jnp.where(near, 1.0, v)) - u)
+    return jnp.where(near, -log1pmx(-jnp.where(near, u, 0.0)), log1psq(q) - u)
 
 
 def _terms(x: Array, nu: Array, loc: Array, scale: Array) -> tuple[Array, ...]:
@@ -107,30 +107,31 @@ def student_by_loc(x: Array, nu: Array, loc: Array, scale: Array) -> Array:
     return -student_by_x(x, nu, loc, scale)
 
 
-@elementwise()
-def _score_by_z(z: Array, nu: Array) -> Array:
+def _score_by_z(z: Array, low: Array, nu: Array) -> Array:
+    return _score_slopes(z, nu)[0]
+
+
+def _score_by_nu(z: Array, low: Array, nu: Array) -> Array:
+    return _score_slopes(z, nu)[1]
+
+
+def _score_slopes(z: Array, nu: Array) -> tuple[Array, Array]:
     root = sqrt(nu)
-    _, v, w = _shares(divide(z, root))
-    return 2 * (nu + 1) * v * (w / root)
+    u, v, w = _shares(divide(z, root))
+    return 2 * (nu + 1) * v * (w / root), u * (u - v / nu)
 
 
-@elementwise()
-def _score_by_nu(z: Array, nu: Array) -> Array:
-    u, v, _ = _shares(divide(z, sqrt(nu)))
-    return u * (u - v / nu)
-
-
-@elementwise(_score_by_z, _score_by_nu)
-def _scale_score(z: Array, nu: Array) -> Array:
+@elementwise(_score_by_z, lambda z, low, nu: jnp.zeros_like(z), _score_by_nu)
+def _scale_score(z: Array, low: Array, nu: Array) -> Array:
     """ν (z² - 1)/(ν + z²)"""
     u, v, _ = _shares(z / lax.sqrt(nu))
     near = jnp.abs(z) < 2
-    y = jnp.where(near, z, 0.0)
-    return jnp.where(near, (y - 1) * (y + 1) * v, nu * u - v)
+    return jnp.where(near, square_less_one(jnp.where(near, z, 0.0), low) * v, nu * u - v)
 
 
 def student_by_scale(x: Array, nu: Array, loc: Array, scale: Array) -> Array:
-    return divide(_scale_score(standardized(x, loc, scale), nu), scale)
+    z, low = standardized(x, loc, scale), standardized_rest(x, loc, scale)
+    return divide(_scale_score(z, low, nu), scale)
 
 
 def _by_nu(x: Array, nu: Array, loc: Array, scale: Array) -> Array:
@@ -144,7 +145,6 @@ def student(x: Array, nu: Array, loc: Array, scale: Array) -> Array:
     z = standardized(x, loc, scale)
     constant = half_step_remainder(0.5 * nu) - _LOG_ROOT_2_PI - lax.log(scale)
     return constant - 0.5 * (nu + 1) * log1psq(z / lax.sqrt(nu))
-
 
 
 def _of_one(partial: Callable[..., Array]) -> Callable[..., Array]:
