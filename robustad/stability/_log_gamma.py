@@ -33,7 +33,7 @@ _LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 def _steps(x: Array) -> int:
     """From where on the series are used, and by how many steps an argument is brought there."""
-    return 4 if x.dtype == jnp.float32 else 10
+    return 4 if x.dtype == jnp.float32 else 7
 
 
 def _series(x: Array, coefficients: list[float]) -> Array:

@@ -286,8 +286,8 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
     if not x.ndim or not alpha.ndim or x.shape[-1] != alpha.shape[-1] or not _broadcast(x.shape, alpha.shape):
         raise ValueError(
             f"dirichlet_logpdf: `x` has shape {x.shape} and `alpha` {alpha.shape}; expected (..., n) for both, with the "
-            "same n and leading axes that broadcast. jax.scipy.stats has the coordinates in the first axis: for such an `x` pass "
-            "jnp.moveaxis(x, 0, -1)."
+            "same n and leading axes that broadcast. jax.scipy.stats has the coordinates in the first axis: for such an "
+            "`x` pass jnp.moveaxis(x, 0, -1)."
         )
     return _dirichlet(*jnp.broadcast_arrays(x, alpha)).astype(dtype)
 
