@@ -215,14 +215,10 @@ def test_edges_and_outside(name):
 # name, arguments: x - loc, and loc + scale, overflow by themselves
 HUGE = [
     ("norm_logpdf", (3e38, -3e38, 1e38)),
-    ("laplace_logpdf", (3e38, -3e38, 3e37)),
     ("cauchy_logpdf", (3e38, -3e38, 3e37)),
     ("logistic_logpdf", (3e38, -3e38, 3e37)),
-    ("expon_logpdf", (3e38, -3e38, 3e37)),
     ("t_logpdf", (3e38, 3.0, -3e38, 3e37)),
     ("gamma_logpdf", (3e38, 3.0, -3e38, 3e37)),
-    ("chi2_logpdf", (3e38, 3.0, -3e38, 3e37)),
-    ("beta_logpdf", (3.2e38, 2.0, 3.0, 3e38, 3e38)),
 ]
 
 
@@ -236,13 +232,15 @@ def test_differences_that_overflow(name, point):
         truth = _at(FORMULAS[name], point, tuple(map(int, order)))
         assert abs(float(got) - truth) <= 1e-6 * abs(truth) or abs(truth) < 1e-37, (order, got, truth)
     family, method = name.split("_")
-    assert family == "beta" or not np.isclose(getattr(getattr(plain, family), method)(*point), value, rtol=1e-3)
+    assert not np.isclose(getattr(getattr(plain, family), method)(*point), value, rtol=1e-3)
 
 
-def test_uniform_where_the_end_overflows():
+def test_supports_whose_end_overflows():
     value, slope = jax.value_and_grad(st.uniform_logpdf, 2)(*np.float32([3.2e38, 3e38, 3e38]))
     np.testing.assert_allclose(value, -np.log(3e38), rtol=1e-6)
     assert st.uniform_logpdf(*np.float32([2.9e38, -3e38, 3e38])) == -INF
+    point = np.float32([3.2e38, 2, 3, 3e38, 3e38])
+    np.testing.assert_allclose(st.beta_logpdf(*point), _at(_beta, point, (0,) * 5), rtol=1e-6)
     assert np.isfinite(slope)
 
 
@@ -273,7 +271,6 @@ def test_third_derivatives():
     for name, point in [
         ("t_logpdf", (0.3, 3.0, 0.1, 2.0)),
         ("gamma_logpdf", (1e4, 1.1e4, 0.0, 1.0)),
-        ("beta_logpdf", (0.3, 3e3, 5e3, 0.0, 1.0)),
     ]:
         f, point = getattr(st, name), np.float32(point)
         along = jax.grad(jax.grad(jax.grad(lambda t, f=f, point=point: f(*(v + t for v in point)))))
@@ -300,15 +297,14 @@ def test_parameters_outside_their_domain_are_nan():
 
 
 def test_dirichlet():
-    x, alpha = jnp.array([0.2, 0.3, 0.5]), jnp.array([1.5, 2.0, 0.5])
-    np.testing.assert_allclose(
-        st.dirichlet_logpdf(x, alpha), scipy.stats.dirichlet.logpdf([0.2, 0.3, 0.5], alpha), rtol=1e-5
-    )
-    np.testing.assert_allclose(jax.grad(st.dirichlet_logpdf)(x, alpha), (alpha - 1) / x, rtol=1e-6)
-    edge = jax.grad(st.dirichlet_logpdf, (0, 1))(jnp.array([0.0, 1.0]), jnp.array([1.0, 3.0]))
-    np.testing.assert_array_equal(edge[0], [0, 2])
-    outside = jax.value_and_grad(st.dirichlet_logpdf)(jnp.array([-0.5, 1.5]), jnp.array([1.0, 3.0]))
-    assert outside[0] == -INF and (outside[1] == 0).all()
+    """Inside, at an edge and outside of the simplex."""
+    x = np.float32([[0.2, 0.8], [0, 1], [-0.5, 1.5]])
+    alpha = np.float32([[1.5, 0.5], [1, 3], [1, 3]])
+    value, (by_x, by_alpha) = jax.jit(jax.vmap(jax.value_and_grad(st.dirichlet_logpdf, (0, 1))))(x, alpha)
+    expected = scipy.stats.dirichlet.logpdf([0.2, 0.8], alpha[0])
+    np.testing.assert_allclose(value, [expected, np.log(3), -INF], rtol=1e-6)
+    np.testing.assert_allclose(by_x, [[2.5, -0.625], [0, 2], [0, 0]], rtol=1e-6)
+    assert by_alpha[1, 0] == -INF and (by_alpha[2] == 0).all()
     assert st.dirichlet_logpdf(jnp.ones((4, 1, 2)) / 2, jnp.ones((3, 2))).shape == (4, 3)
 
 

@@ -1,10 +1,15 @@
 r"""Logarithms of densities and probabilities, with limits as derivatives at the edges of their support.
 
-Names and parameters as in `jax.scipy.stats`, flattened: `norm.logpdf` is `norm_logpdf`. Built from the functions of
-this package: products with a logarithm are `xlogy` and `xlog1py`, quotients `divide`, squares of a far tail do not
-overflow by themselves. Outside the support the value is -inf and every derivative 0 (`safe_where`); at its edge, value
-and derivatives are the limits from inside. Parameters outside their domain give NaN. Errors are a few ulp of the
-largest term: around the mode of a density with large parameters (a beta density with a = b = 10⁴) the terms cancel.
+Names and parameters as in `jax.scipy.stats`, flattened: `norm.logpdf` is `norm_logpdf`. Outside the support the value is
+-inf and every derivative 0 (`safe_where`); at its edge, value and derivatives are the limits from inside. Parameters
+outside their domain give NaN.
+
+The value is within 8 ulp in float32 and 16 in float64 of the larger of 1 and itself, first derivatives are of themselves
+but near their zeros, for parameters from 1e-3 to 1e14, near the mode and in the tails; second derivatives within 1e-4 and
+1e-10 (`tests/test_log_pdfs.py`). What it takes: x - loc does not overflow where its quotient by the scale does not, and
+keeps the digits that it rounds away (`_standardized.py`); densities with large parameters are in their saddle-point form
+(`_deviance.py`); derivatives are formulas without cancellation (`_gamma.py`, `_beta.py`, `_student.py`,
+`_dirichlet.py`).
 """
 
 import functools
@@ -153,7 +158,8 @@ def logistic_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  #
 def t_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
     r"""Student: :math:`\log\frac{Γ((ν+1)/2)}{Γ(ν/2)} - \log(s\sqrt{πν}) - \frac{ν+1}{2} \log(1 + z^2/ν)`.
 
-    The square does not overflow, and the log-gammas of a large ν do not cancel.
+    The square does not overflow. For a large ν nothing cancels, neither in the value nor in the derivatives, of which that
+    in ν is of the order :math:`ν^{-2}`.
 
     >>> from robustad import stability as st
     >>> print(st.t_logpdf(0.0, 1e8))
@@ -189,7 +195,7 @@ def expon_logpdf(x: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # py
 
 @_density
 def gamma_logpdf(x: Array, a: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
-    r"""Gamma: :math:`(a - 1) \log z - z - \log Γ(a) - \log s` for z ≥ 0.
+    r"""Gamma: :math:`(a - 1) \log z - z - \log Γ(a) - \log s` for z ≥ 0, computed from the deviance of a - 1 and z.
 
     >>> import jax
     >>> from robustad import stability as st
@@ -213,6 +219,8 @@ def chi2_logpdf(x: Array, df: Array, loc: Array = 0.0, scale: Array = 1.0) -> Ar
 @_density
 def beta_logpdf(x: Array, a: Array, b: Array, loc: Array = 0.0, scale: Array = 1.0) -> Array:  # pyright: ignore[reportArgumentType]
     r"""Beta: :math:`(a - 1) \log z + (b - 1) \log(1 - z) - \log B(a, b) - \log s` for z in [0, 1].
+
+    For large parameters from the deviances of a - 1 and b - 1.
 
     >>> import jax
     >>> from robustad import stability as st
@@ -241,6 +249,8 @@ def bernoulli_logpmf(k: Array, p: Array, loc: Array = 0.0) -> Array:  # pyright:
 def binom_logpmf(k: Array, n: Array, p: Array, loc: Array = 0.0) -> Array:  # pyright: ignore[reportArgumentType]
     r"""Binomial: :math:`\log\binom nk + k \log p + (n - k) \log(1 - p)` for whole k from 0 to n, counted from loc.
 
+    For large k and n - k from their deviances (Loader 2000). The derivatives in k and n are those of the gamma function.
+
     >>> import jax
     >>> from robustad import stability as st
     >>> print(st.binom_logpmf(0, 5, 0.0), jax.grad(st.binom_logpmf, 2)(0.0, 5.0, 0.0))
@@ -253,6 +263,9 @@ def binom_logpmf(k: Array, n: Array, p: Array, loc: Array = 0.0) -> Array:  # py
 @_density
 def poisson_logpmf(k: Array, mu: Array, loc: Array = 0.0) -> Array:  # pyright: ignore[reportArgumentType]
     r"""Poisson: :math:`k \log μ - μ - \log k!` for whole k ≥ 0, counted from loc.
+
+    For k > 1 :math:`-D(k, μ) - \frac12 \log 2πk - μ(k)`, with the deviance :math:`D = k \log(k/μ) + μ - k` and the
+    remainder of Stirling's series (Loader 2000). At k = ∞ it is -inf, and its derivative in μ the limit +inf.
 
     >>> import jax
     >>> from robustad import stability as st
@@ -274,6 +287,9 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
 
     Returns:
       An array without that axis.
+
+    Raises:
+      ValueError: the last axes differ, or the others do not broadcast.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -315,6 +331,9 @@ def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) ->
 
     Returns:
       An array of the shape to which the leading axes broadcast.
+
+    Raises:
+      ValueError: the shapes are not those.
 
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
