@@ -15,13 +15,14 @@ keeps the digits that it rounds away (`_standardized.py`); densities with large 
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from ._arguments import joint_shape, numbers, refuse_complex, widened
 from ._beta import beta, binom
 from ._cholesky import cholesky
 from ._dirichlet import dirichlet
@@ -49,22 +50,23 @@ def _density(function: Callable[..., Array]) -> Callable[..., Array]:
         except TypeError as error:
             raise TypeError(f"{function.__name__}: {error}; it takes {', '.join(signature.parameters)}.") from None
         bound.apply_defaults()
-        values, dtype = _floats(function.__name__, *bound.arguments.values())
-        return compiled(*jnp.broadcast_arrays(*values)).astype(dtype)
+        values, dtype = _floats(function.__name__, bound.arguments)
+        shape = joint_shape(function.__name__, **{name: jnp.shape(x) for name, x in bound.arguments.items()})
+        return compiled(*(jnp.broadcast_to(x, shape) for x in values)).astype(dtype)
 
     return density
 
 
-def _floats(name: str, *args: ArrayLike) -> tuple[list[Array], jnp.dtype]:
+def _floats(name: str, arguments: Mapping[str, ArrayLike]) -> tuple[list[Array], jnp.dtype]:
     """The arguments in the dtype to compute in, and that of the result; counts may always be integers."""
-    floating = [x for x in args if not jnp.issubdtype(jnp.result_type(x), jnp.integer)]
+    numbers(name, **arguments)
+    for argument, x in arguments.items():
+        refuse_complex(name, argument, jnp.result_type(x), "Sum the densities of the real and the imaginary part.")
+    floating = [x for x in arguments.values() if not jnp.issubdtype(jnp.result_type(x), jnp.integer)]
     dtype = jnp.result_type(*floating) if floating else jnp.result_type(float)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise TypeError(f"{name} takes real arrays, got {dtype}.")
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
-    wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-    return [jnp.asarray(x, dtype).astype(wide) for x in args], dtype
+    return [widened(jnp.asarray(x, dtype)) for x in arguments.values()], dtype
 
 
 def _broadcast(*shapes: tuple[int, ...]) -> bool:
@@ -298,7 +300,7 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
     >>> print(st.dirichlet_logpdf(x, alpha), jax.grad(st.dirichlet_logpdf)(x, alpha))
     1.0986123 [0. 2.]
     """
-    (x, alpha), dtype = _floats("dirichlet_logpdf", x, alpha)
+    (x, alpha), dtype = _floats("dirichlet_logpdf", {"x": x, "alpha": alpha})
     if not x.ndim or not alpha.ndim or x.shape[-1] != alpha.shape[-1] or not _broadcast(x.shape, alpha.shape):
         raise ValueError(
             f"dirichlet_logpdf: `x` has shape {x.shape} and `alpha` {alpha.shape}; expected (..., n) for both, with the "
@@ -340,7 +342,7 @@ def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) ->
     >>> print(st.multivariate_normal_logpdf(jnp.zeros(2), jnp.zeros(2), 1e-30 * jnp.eye(2)))
     67.23968
     """
-    (x, mean, cov), dtype = _floats("multivariate_normal_logpdf", x, mean, cov)
+    (x, mean, cov), dtype = _floats("multivariate_normal_logpdf", {"x": x, "mean": mean, "cov": cov})
     n = cov.shape[-1:]
     leading = x.shape[:-1], mean.shape[:-1], cov.shape[:-2]
     if cov.ndim < 2 or cov.shape[-2:-1] != n or x.shape[-1:] != n or mean.shape[-1:] != n or not _broadcast(*leading):

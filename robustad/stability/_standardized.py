@@ -6,7 +6,7 @@ from jax import Array, lax
 from . import _words as words
 from ._division import divide
 from ._elementwise import elementwise
-from ._error_free import two_prod_kernel
+from ._error_free import rounded_once, two_prod_kernel
 from ._significand import shifted, significand
 
 
@@ -41,8 +41,9 @@ def _by_scale(x: Array, loc: Array, scale: Array) -> Array:
 
 @elementwise(_by_x, lambda x, loc, scale: -_by_x(x, loc, scale), _by_scale)
 def standardized(x: Array, loc: Array, scale: Array) -> Array:
-    """(x - loc)/scale."""
-    return standardized_words(x, loc, scale)[0]
+    """(x - loc)/scale: the first of `standardized_words`."""
+    x, loc, scale = halved(x, loc, scale)
+    return rounded_once((x - loc) / scale)  # or XLA makes d/(s s) of (d/s)/s, which overflows
 
 
 def standardized_rest(x: Array, loc: Array, scale: Array) -> Array:
