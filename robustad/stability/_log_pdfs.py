@@ -285,7 +285,8 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
     formula in all n coordinates.
 
     Args:
-      x, alpha: real arrays with the n coordinates in the last axis (jax.scipy.stats has them in the first).
+      x, alpha: real arrays with the n coordinates in the last axis (jax.scipy.stats has them in the first); alpha may be one
+        number, of all coordinates.
 
     Returns:
       An array without that axis.
@@ -301,7 +302,8 @@ def dirichlet_logpdf(x: ArrayLike, alpha: ArrayLike) -> Array:
     1.0986123 [0. 2.]
     """
     (x, alpha), dtype = _floats("dirichlet_logpdf", {"x": x, "alpha": alpha})
-    if not x.ndim or not alpha.ndim or x.shape[-1] != alpha.shape[-1] or not _broadcast(x.shape, alpha.shape):
+    alpha = jnp.broadcast_to(alpha, x.shape[-1:]) if not alpha.ndim else alpha
+    if not x.ndim or x.shape[-1] != alpha.shape[-1] or not _broadcast(x.shape, alpha.shape):
         raise ValueError(
             f"dirichlet_logpdf: `x` has shape {x.shape} and `alpha` {alpha.shape}; expected (..., n) for both, with the "
             "same n and leading axes that broadcast. jax.scipy.stats has the coordinates in the first axis: for such an "
@@ -328,7 +330,7 @@ def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) ->
     A singular covariance has no density: NaN or infinite there.
 
     Args:
-      x, mean: real arrays of shape (..., n).
+      x, mean: real arrays of shape (..., n); mean may be one number, of all coordinates.
       cov: symmetric positive definite matrices, shape (..., n, n).
 
     Returns:
@@ -344,12 +346,13 @@ def multivariate_normal_logpdf(x: ArrayLike, mean: ArrayLike, cov: ArrayLike) ->
     """
     (x, mean, cov), dtype = _floats("multivariate_normal_logpdf", {"x": x, "mean": mean, "cov": cov})
     n = cov.shape[-1:]
+    mean = jnp.broadcast_to(mean, n) if not mean.ndim else mean
     leading = x.shape[:-1], mean.shape[:-1], cov.shape[:-2]
     if cov.ndim < 2 or cov.shape[-2:-1] != n or x.shape[-1:] != n or mean.shape[-1:] != n or not _broadcast(*leading):
         raise ValueError(
-            f"multivariate_normal_logpdf: `x` has shape {x.shape}, `mean` {mean.shape} and `cov` {cov.shape}; expected "
-            "(..., n), (..., n) and (..., n, n), with leading axes that broadcast. For one mean of all coordinates pass "
-            "jnp.full(n, mean); for variances without covariances sum `norm_logpdf` over the last axis."
+            f"multivariate_normal_logpdf: `x` has shape {x.shape}, `mean` has shape {mean.shape} and "
+            f"`cov` has shape {cov.shape}; expected (..., n), (..., n) and (..., n, n), with leading axes that broadcast. "
+            "For variances without covariances sum `norm_logpdf` over the last axis."
         )
     return _multivariate_normal(x, mean, cov).astype(dtype)
 

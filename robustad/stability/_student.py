@@ -36,7 +36,8 @@ def _shares(q: Array) -> tuple[Array, Array, Array]:
     """(u, v, q/(1 + q²))."""
     far, r, large = _folded(q)
     small = r * r * large
-    return jnp.where(far, large, small), jnp.where(far, small, large), jnp.sign(q) * r * large
+    w = jnp.where(far, jnp.sign(q) * r, jnp.where(far, 0.0, q)) * large
+    return jnp.where(far, large, small), jnp.where(far, small, large), w
 
 
 def _share_slope(q: Array) -> Array:
