@@ -385,6 +385,14 @@ def varying_alike(*arrays: Array) -> list[Array]:
     return [lax.pcast(x, tuple(sorted(union - o)), to="varying") if union - o else x for x, o in zip(arrays, own)]
 
 
+def sharded_as(aval: Any, x: Array) -> Array:
+    """On a mesh with explicit axes, x with the sharding of an array of that type."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or all(axis is None for axis in sharding.spec) or sharding == jax.typeof(x).sharding:
+        return x
+    return jax.sharding.reshard(x, sharding)
+
+
 def on_one_device(aval: Any) -> Any:
     """The shape and dtype alone, for a kernel that does not communicate."""
     return jax.core.ShapedArray(aval.shape, aval.dtype)

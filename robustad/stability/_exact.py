@@ -94,8 +94,11 @@ def flags(bits: Array) -> Array:
 
 def _infinities(bits: Array) -> Array:
     """Whether there is +inf and whether there is -inf, as int32 `(2, outer, inner)`; a NaN counts as both."""
-    met = over_axis((bits,), flags, np.int32(0), lax.bitwise_or)
-    return lax.concatenate([(met & np.int32(1))[None], (met >> np.int32(1))[None]], 0)
+    # by maxima: of arrays that are sharded, XLA:CPU has no reduction by `or`
+    met = [
+        over_axis((bits,), lambda bits, i=i: flags(bits) >> np.int32(i) & np.int32(1), np.int32(0), lax.max) for i in (0, 1)
+    ]
+    return lax.concatenate([has[None] for has in met], 0)
 
 
 def digits_of_sum(x: Array) -> Array:

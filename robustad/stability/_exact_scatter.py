@@ -74,7 +74,7 @@ def _one_pass(x: Array, ids: Array, segments: int, dtype) -> tuple[Array, Array]
         low = _added(low, ids, count & np.int64((1 << 26) - 1))
         high = _added(high, ids, count >> np.int64(26))
         # rarely any: then look again which; written out here, they cost more than the scatters
-        any_inexact = _exact.over_axis((bits.reshape(1, -1, 1),), inexact, np.int32(0), lax.bitwise_or)
+        any_inexact = _exact.over_axis((bits.reshape(1, -1, 1),), inexact, np.int32(0), lax.max)
         losing = lax.cond(
             any_inexact[0, 0] > np.int32(0),
             lambda losing: _added(losing, ids, inexact(bits)),

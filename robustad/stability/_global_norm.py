@@ -45,7 +45,7 @@ def reproducible_global_norm(tree: Any) -> Array:
     if not leaves:
         return jnp.zeros(())
     dtype = functools.reduce(wider, (leaf.dtype for leaf in leaves))
-    return _norm(jnp.concatenate(varying_alike(*(leaf.astype(dtype).reshape(-1) for leaf in leaves))))
+    return _norm_and_unit(jnp.concatenate(varying_alike(*(leaf.astype(dtype).reshape(-1) for leaf in leaves))))[0]
 
 
 def _batch(size: int, operands, batch_axes) -> Array:
@@ -63,13 +63,15 @@ _norms = linear_primitive(  # of the rows; its derivative is below
 
 
 @custom_jvp
-def _norm(x: Array) -> Array:
-    return _norms(x[None])[0]
+def _norm_and_unit(x: Array) -> tuple[Array, Array]:
+    """The norm, and x divided by it; 0 by 0 is 0."""
+    norm = _norms(x[None])[0]
+    return norm, x / jnp.where(norm == 0, jnp.ones_like(norm), norm)
 
 
-@_norm.defjvp
-def _norm_jvp(primals, tangents):
+@_norm_and_unit.defjvp
+def _norm_and_unit_jvp(primals, tangents):
     (x,), (t,) = primals, tangents
-    norm = _norm(x)
-    direction = jnp.where(norm == 0, jnp.zeros_like(x), x / jnp.where(norm == 0, jnp.ones_like(norm), norm))
-    return norm, reproducible_dot(direction, t)
+    norm, unit = _norm_and_unit(x)
+    along = reproducible_dot(unit, t)
+    return (norm, unit), (along, (t - unit * along) / norm)

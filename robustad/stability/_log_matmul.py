@@ -9,6 +9,7 @@ there are any, are summed term by term.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +40,9 @@ def _product(a: Array, b: Array) -> Array:
     return _matmul(_scaled(a, _peaks(a, -1)), _scaled(b, _peaks(b, -2)))
 
 
-def _weak(a: Array, b: Array, product: Array) -> Array:
-    """Entries whose lost terms may matter: nearly or wholly underflown, but not for want of a term."""
-    info = jnp.finfo(a.dtype)
-    small = product < max(a.shape[-1], 1) * float(info.smallest_normal) / float(info.eps) ** 2
+def _weak(a: Array, b: Array, product: Array, least: float) -> Array:
+    """Entries below k times `least`, but not for want of a term: lost terms, or the range of derivatives, may matter."""
+    small = product < max(a.shape[-1], 1) * least
 
     def with_terms() -> Array:
         terms = _matmul((a > -jnp.inf).astype(a.dtype), (b > -jnp.inf).astype(b.dtype))
@@ -78,7 +78,8 @@ def _log_matmul(a: Array, b: Array) -> Array:
     infinite = (jnp.max(a, -1, keepdims=True, initial=-jnp.inf) == jnp.inf) | (
         jnp.max(b, -2, keepdims=True, initial=-jnp.inf) == jnp.inf
     )
-    wrong = _weak(a, b, product) | infinite
+    info = jnp.finfo(a.dtype)
+    wrong = _weak(a, b, product, float(info.smallest_normal) / float(info.eps) ** 2) | infinite
     return normalizer.repaired(wrong, value, lambda: _term_by_term(a, b, value))
 
 
@@ -87,7 +88,9 @@ def _log_matmul_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     (a, b), (da, db) = primals, tangents
     value = _log_matmul(a, b)
     product = lax.stop_gradient(_product(a, b))
-    weak = _weak(lax.stop_gradient(a), lax.stop_gradient(b), product) | (value == jnp.inf)
+    info = jnp.finfo(a.dtype)
+    least = math.sqrt(float(info.smallest_normal) / float(info.eps))  # the square of its inverse is in range
+    weak = _weak(lax.stop_gradient(a), lax.stop_gradient(b), product, least) | (value == jnp.inf)
 
     def scaled(da: Array, db: Array) -> Array:
         left, right = _scaled_for_derivative(a, -1), _scaled_for_derivative(b, -2)
@@ -143,7 +146,8 @@ def log_matmul(a: ArrayLike, b: ArrayLike) -> Array:
     slower, with no array larger than the result.
 
     The error is about k/2 units of rounding in the exponential of the result, as of a matrix product. An entry of
-    -inf is a zero, with zero derivative; a sum without terms is -inf. Derivatives go the same two ways.
+    -inf is a zero, with zero derivative; a sum without terms is -inf. Derivatives go the same two ways, term by term where
+    an entry is below 3e-16 (1e-146 in float64) of the product of the maxima.
 
     Args:
       a: real array (..., n, k), or (k,).

@@ -64,16 +64,16 @@ def room(dtype: jnp.dtype) -> float:
     return 64.0 if dtype == jnp.float32 else 512.0
 
 
-def shift(m: Array) -> Array:
-    t = room(m.dtype)
+def shift(m: Array, t: float | None = None) -> Array:
+    t = room(m.dtype) if t is None else t
     largest = jnp.asarray(jnp.finfo(m.dtype).max, m.dtype)
     above = jnp.where(m > 16 * t, jnp.minimum(m, largest), jnp.maximum(lax.floor(m) - t, 0))
     return jnp.where(m < 0, lax.ceil(m), above)
 
 
-def terms(a: Array, c: Array) -> Array:
+def terms(a: Array, c: Array, t: float | None = None) -> Array:
     """exp(a - c), where an infinite entry outweighs every finite one without being infinite."""
-    return lax.exp(jnp.minimum(a - c, room(a.dtype) + 2))
+    return lax.exp(jnp.minimum(a - c, (room(a.dtype) if t is None else t) + 2))
 
 
 def total(a: Array, axes: Axes, bounded: bool = True) -> Total:

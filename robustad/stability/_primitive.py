@@ -82,7 +82,7 @@ def linear_primitive(
                 results.append(ad.Zero(operand.aval))
             else:
                 others = [o.aval if ad.is_undefined_primal(o) else o for o in operands]
-                results.append(transposes[i](cotangent, *others, **keywords))
+                results.append(_jaxpr.sharded_as(operand.aval, transposes[i](cotangent, *others, **keywords)))
         return results
 
     def batched(operands, batch_axes, /, **keywords: Any):

@@ -1,5 +1,7 @@
 """The real roots of a quadratic equation."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -38,11 +40,66 @@ def _solution(a: Array, b: Array, c: Array) -> tuple[Array, Array, Array]:
     return jnp.minimum(first, second), jnp.maximum(first, second), root
 
 
-def _slope(a: Array, b: Array, c: Array, upper: bool) -> tuple[Array, Array]:
-    """A root r and 2 a r + b, as functions that can be differentiated again."""
+# With s = ±D, D = √(b² - 4 a c), for the root r: its derivatives are -r²/s, -r/s, -1/s, and those of second order
+# products of t = r/s, c/s², ...: written out, for differences of the first ones cancel in the root that does not.
+
+
+def _parts(a: Array, b: Array, c: Array, upper: bool) -> tuple[Array, Array]:
+    """A root r, and 2 a r + b."""
     r = (_upper if upper else _lower)(a, b, c)
     root = _discriminant_root(a, b, c)
     return r, jnp.where(jnp.signbit(a), -root, root) * (1 if upper else -1)
+
+
+def _over_square(x: Array, s: Array) -> Array:
+    return divide(divide(x, s), s)
+
+
+def _second(upper: bool) -> dict[str, Callable[..., Array]]:
+    def in_aa(a: Array, b: Array, c: Array) -> Array:
+        r, s = _parts(a, b, c, upper)
+        t = divide(r, s)
+        return 2 * (r * t) * (t - _over_square(c, s))
+
+    def in_ab(a: Array, b: Array, c: Array) -> Array:
+        r, s = _parts(a, b, c, upper)
+        t = divide(r, s)
+        return t * (t - 2 * _over_square(c, s))
+
+    def in_ac(a: Array, b: Array, c: Array) -> Array:
+        _, s = _parts(a, b, c, upper)
+        return -2 * divide(_over_square(c, s), s)
+
+    def in_bc(a: Array, b: Array, c: Array) -> Array:
+        _, s = _parts(a, b, c, upper)
+        return divide(_over_square(b, s), s)
+
+    def in_cc(a: Array, b: Array, c: Array) -> Array:
+        _, s = _parts(a, b, c, upper)
+        return -2 * divide(_over_square(a, s), s)
+
+    functions = {"aa": in_aa, "ab": in_ab, "ac": in_ac, "bc": in_bc, "cc": in_cc}
+    found = {name: elementwise()(function) for name, function in functions.items()}
+    return found | {"bb": found["ac"]}
+
+
+def _partials(upper: bool) -> list[Callable[..., Array]]:
+    second = _second(upper)
+
+    def in_a(a: Array, b: Array, c: Array) -> Array:
+        r, s = _parts(a, b, c, upper)
+        return -r * divide(r, s)
+
+    def in_b(a: Array, b: Array, c: Array) -> Array:
+        return -divide(*_parts(a, b, c, upper))
+
+    def in_c(a: Array, b: Array, c: Array) -> Array:
+        return -divide(jnp.ones_like(a), _parts(a, b, c, upper)[1])
+
+    return [
+        elementwise(*(second["".join(sorted(one + other))] for other in "abc"))(function)
+        for one, function in zip("abc", (in_a, in_b, in_c))
+    ]
 
 
 def _root_a(a: Array, b: Array, c: Array) -> Array:
@@ -60,20 +117,6 @@ def _root_c(a: Array, b: Array, c: Array) -> Array:
 @elementwise(elementwise()(_root_a), elementwise()(_root_b), elementwise()(_root_c))
 def _discriminant_root(a: Array, b: Array, c: Array) -> Array:
     return _solution(a, b, c)[2]
-
-
-def _partials(upper: bool):
-    def in_a(a: Array, b: Array, c: Array) -> Array:
-        r, slope = _slope(a, b, c, upper)
-        return -r * divide(r, slope)
-
-    def in_b(a: Array, b: Array, c: Array) -> Array:
-        return -divide(*_slope(a, b, c, upper))
-
-    def in_c(a: Array, b: Array, c: Array) -> Array:
-        return -divide(jnp.ones_like(a), _slope(a, b, c, upper)[1])
-
-    return [elementwise()(f) for f in (in_a, in_b, in_c)]
 
 
 @elementwise(*_partials(False))
@@ -101,7 +144,8 @@ def quadratic_roots(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> tuple[Array, Ar
       a, b, c: real arrays.
 
     Returns:
-      Two arrays of the broadcast shape and promoted dtype, within 8 u of the exact roots, as are their first derivatives.
+      Two arrays of the broadcast shape and promoted dtype, within 8 u of the exact roots, as are their first derivatives; second
+      derivatives within 16 u but where two terms of one cancel.
       NaN where there are no real roots. For a = 0 one root is infinite, with the sign of -b/a; for a = b = 0 both are NaN.
 
     Source: Goldberg, What every computer scientist should know about floating-point arithmetic (1991), section 1.4.
