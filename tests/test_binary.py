@@ -181,3 +181,13 @@ def test_power_at_zero_in_every_order():
 def test_an_infinite_coordinate_decides():
     assert stability.hypot(np.inf, np.nan) == np.inf == jnp.hypot(np.inf, np.nan)
     assert np.isnan(jnp.sqrt(jnp.float32(np.inf) ** 2 + jnp.float32(np.nan) ** 2))
+
+
+def test_second_derivatives_of_the_root_that_does_not_cancel():
+    """2 c/D³ of x² + b x + c, which a difference of first derivatives of size 1 rounds to 0."""
+    got = jax.hessian(lambda b: stability.quadratic_roots(1.0, b, 1.0)[1])(-1e4)
+    assert ulps(got, -2 / (1e8 - 4) ** 1.5) <= 16
+    hessian = jax.hessian(lambda z: stability.quadratic_roots(*z)[0])(jnp.array([1.0, 1e5, 2.0]))
+    assert ulps(hessian[1, 1], 4 / (1e10 - 8) ** 1.5) <= 16 and ulps(hessian[0, 2], 4 / (1e10 - 8) ** 1.5) <= 16
+    plain = jax.hessian(lambda b: (-b + jnp.sqrt(b * b - 4.0)) / 2)(-1e4)
+    assert ulps(plain, -2 / (1e8 - 4) ** 1.5) > 1e3

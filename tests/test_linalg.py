@@ -232,3 +232,16 @@ def test_errors():
 
 def test_cholesky_of_nothing():
     assert st.cholesky(jnp.zeros((0, 0))).shape == (0, 0)
+
+
+def test_cholesky_of_gram_matrices_with_rounding_errors():
+    """Rank 2 of 6: within a hundred times n ε of a definite one, where jnp gives NaN; NaN of indefinite ones."""
+    failed = 0
+    for seed in range(12):
+        x = np.random.default_rng(seed).normal(size=(6, 2)).astype(np.float32)
+        a = x @ x.T
+        factor = np.asarray(st.cholesky(a))
+        assert np.abs(factor @ factor.T - a).max() <= 600 * np.finfo(np.float32).eps * np.abs(a).max()
+        failed += bool(np.isnan(jnp.linalg.cholesky(a)).any())
+    assert failed
+    np.testing.assert_array_equal(st.cholesky(jnp.diag(jnp.array([1.0, -1.0]))), [[np.nan, 0], [np.nan, np.nan]])

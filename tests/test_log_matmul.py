@@ -127,3 +127,23 @@ def test_the_forward_algorithm():
     np.testing.assert_allclose(posterior.sum(1), 1, rtol=1e-3)
     assert counts[0, 2] == 0 and counts[3, 1] == 0
     assert counts.sum() == pytest.approx(steps - 1, rel=1e-3)
+
+
+@pytest.mark.parametrize("t", [40.0, 45.0, 60.0])
+def test_second_derivatives_of_small_entries(t):
+    """Two equal terms e^-t: the products of inverse sums are out of range from 44 on. Relative to e^ of a value near t."""
+    b = jnp.array([[-t], [0.0]])
+    got = jax.hessian(lambda a: log_matmul(a[None], b)[0, 0])(jnp.array([0.0, -t]))
+    np.testing.assert_allclose(got, np.array([[1, -1], [-1, 1]]) / 4, rtol=t * np.finfo(np.float32).eps)
+
+
+def test_gradient_of_a_mapped_product():
+    """With entries that are summed term by term, and others."""
+    a = jnp.array([[[0.0, -50.0]], [[0.3, 0.1]]])
+    b = jnp.array([[[-50.0], [0.0]], [[0.2], [0.7]]])
+    got = jax.grad(lambda a: jax.vmap(log_matmul)(a, b).sum())(a)
+    want = jnp.stack([jax.nn.softmax(row[0] + column[:, 0])[None] for row, column in zip(a, b)])
+    np.testing.assert_allclose(got, want, rtol=50 * np.finfo(np.float32).eps)
+    shared = jax.grad(lambda a: jax.vmap(log_matmul, (0, None))(a, b[0]).sum())(a)
+    want = jnp.stack([jax.nn.softmax(row[0] + b[0, :, 0])[None] for row in a])
+    np.testing.assert_allclose(shared, want, rtol=50 * np.finfo(np.float32).eps)

@@ -216,3 +216,11 @@ def test_masked_elements_do_not_cost_digits_of_a_mean():
     assert ulps(logmeanexp(x, where=counted), exact) <= 4
     plain = jax.scipy.special.logsumexp(jnp.where(counted, x, -INF)) - jnp.log(2.0)
     assert ulps(plain, exact) > 100
+
+
+def test_weights_that_are_all_zero():
+    """The argument of the logarithm is 0: slope +inf in the weights that have an entry, 0 in the entries."""
+    a, b = jnp.array([1.0, 3.0, -INF]), jnp.zeros(3)
+    np.testing.assert_array_equal(jax.grad(lambda b: logsumexp(a, b=b))(b), [INF, INF, 0])
+    np.testing.assert_array_equal(jax.grad(lambda a: logsumexp(a, b=b))(a), 0)
+    assert np.isnan(jax.grad(lambda b: jax.scipy.special.logsumexp(a, b=b))(b)).any()

@@ -280,3 +280,39 @@ def test_second_derivatives_through_a_scan_of_accumulators():
     x = jnp.arange(4.0)
     for hessian in (jax.hessian(square)(x), jax.jacrev(jax.grad(square))(x), jax.jacfwd(jax.jacfwd(square))(x)):
         np.testing.assert_array_equal(hessian, np.full((4, 4), 2))
+
+
+def _sharded_operands():
+    rng = np.random.default_rng(5)
+    x = (rng.normal(size=(16, 8)) * 10.0 ** rng.uniform(-12, 12, (16, 8))).astype(np.float32)
+    return x, jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+
+
+SHARDED = {
+    "sum": rs.reproducible_sum,
+    "mean": lambda x: rs.reproducible_mean(x, 0),
+    "global_norm": rs.reproducible_global_norm,
+    "dot": lambda x: rs.reproducible_dot(x.reshape(-1), x.reshape(-1)[::-1]),
+    "segment_sum": lambda x: rs.segment_sum(x, jnp.arange(16) % 3, 3),
+    "Accumulator": lambda x: rs.Accumulator.init().add(x).finalize(),
+}
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_sharded_array_gives_the_bits_of_the_whole_one(name):
+    x, mesh = _sharded_operands()
+    f = jax.jit(SHARDED[name])
+    sharded = jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec("d")))
+    np.testing.assert_array_equal(f(sharded), f(x))
+    if name == "sum":
+        assert len({float(jnp.sum(y)) for y in (sharded, x, x[::-1], x.T)}) > 1
+
+
+@pytest.mark.parametrize("f", [rs.reproducible_sum, rs.compensated_sum, rs.pairwise_sum], ids=lambda f: f.__name__)
+def test_gradients_on_a_mesh_with_explicit_axes(f):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.ones((16, 8)), PartitionSpec("d"))
+        gradient = jax.grad(lambda x: f(x) ** 2)(x)
+        assert jax.typeof(gradient).sharding.spec == PartitionSpec("d", None)
+    np.testing.assert_array_equal(gradient, 256)

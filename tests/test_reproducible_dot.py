@@ -100,3 +100,14 @@ def test_subnormal_factors_and_products():
     a, b = np.array([3 * 2.0**-80], np.float32), np.array([2.0**-69], np.float32)
     assert np.asarray(rs.reproducible_dot(a, b)).view(np.int32) == 3  # 3 · 2⁻¹⁴⁹
     assert np.asarray(jnp.dot(a, b)).view(np.int32) == 0
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20])
+def test_the_hessian_of_the_norm_in_the_whole_range(size):
+    x = jnp.array([3.0, 4.0]) * size
+    want = np.array([[16, -12], [-12, 9]]) / 125
+    for hessian in (jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        got = np.asarray(hessian(rs.reproducible_global_norm)(x)) * np.float32(size)
+        np.testing.assert_allclose(got, want, rtol=8 * np.finfo(np.float32).eps)
+    if size != 1:
+        assert not np.allclose(jax.hessian(lambda x: jnp.sqrt(jnp.sum(x * x)))(x) * size, want)

@@ -169,3 +169,15 @@ def test_whole_functions_inside_shard_map(mesh, check_vma):
     long = jnp.tile(x / 50, (1, 5000))
     g = sharded(mesh, lambda a: logsumexp(a - logsumexp(a, 1, keepdims=True), 1), check_vma, P("data"))
     assert np.abs(g(long)).max() < 1e-5
+
+
+@pytest.mark.parametrize("level", [-50.0, 20.0, 45.0, 62.0, 1000.0])
+def test_second_derivatives_at_every_level(level):
+    """At maxima from 44 to 64 the square of the sum of unshifted exponentials is out of range."""
+    x, want = jnp.full(2, level), np.array([[1, -1], [-1, 1]]) / 4
+    for f in (lambda x: chunked_logsumexp(x, 1), lambda x: LogSumExp.init().add(x).finalize()):
+        np.testing.assert_allclose(jax.hessian(f)(x), want, rtol=0, atol=4 * np.finfo(np.float32).eps)
+    if level == 45:
+        assert not np.isfinite(jax.hessian(lambda x: jnp.log(jnp.exp(x).sum()))(x)).all() or not np.allclose(
+            jax.hessian(lambda x: jnp.log(jnp.exp(x).sum()))(x), want
+        )

@@ -58,16 +58,18 @@ def _weighted(a: Array, b: Array, axes: Axes) -> tuple[Array, Array]:
 def _weighted_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Any, Any]):
     (a, b), (da, db) = primals, tangents
     value, sign = _weighted(a, b, axes)
-    # At a sum of 0 the derivatives are not defined if terms cancel; 0 if there is no term.
+    # At a sum of 0 the derivatives are not defined if terms cancel; in entries 0 if there is no term, in weights infinite.
     empty = jnp.all((b == 0) | (a == -jnp.inf), axes, keepdims=True)
     # Infinite terms share the sum among themselves.
     infinite, top = value == jnp.inf, a == jnp.inf
     total = jnp.sum(jnp.where(top, b, 0), axes, keepdims=True)
     among = jnp.where(top, 1 / jnp.where(total == 0, 1, total), 0)
     per_weight = jnp.where(infinite, among, sign * jnp.exp(a - jnp.where(empty | infinite, 0, value)))
+    per_weight = jnp.where(empty, jnp.where(a == -jnp.inf, 0, jnp.inf), per_weight)
     share = jnp.where(b == 0, 0, jnp.where(b == 0, 0, b) * jnp.where(b == 0, 0, per_weight))
+    share = jnp.where(empty, 0, share)
     terms = [jnp.sum(w * t, axes, keepdims=True) for w, t in ((share, da), (per_weight, db)) if not _is_zero(t)]
-    return (value, sign), (jnp.where(empty, 0, functools.reduce(jnp.add, terms)), jnp.zeros_like(sign))
+    return (value, sign), (functools.reduce(jnp.add, terms), jnp.zeros_like(sign))
 
 
 _weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
@@ -111,7 +113,7 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False, where=Non
     magnitude. With weights of both signs the sum may cancel: the error is relative to :math:`\sum |b_i| e^{a_i}`.
 
     The derivative is the softmax. Entries of -inf have share 0, all of them in a row of -inf alone, where the value
-    is -inf. Entries of +inf share equally.
+    is -inf; a weight there, as the argument of a logarithm at 0, has the derivative +inf. Entries of +inf share equally.
 
     Args:
       a: real array; float16 and bfloat16 are computed in float32 and rounded once.

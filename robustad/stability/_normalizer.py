@@ -7,8 +7,8 @@ a softmax of logits between -10 and 10 in float32. Here the shift is a number c 
     0 ≤ m ≤ T       c = 0
     m > T           c = ⌊m⌋ - T
 
-with T = 64 in float32 and 512 in float64, so that sums of e^(a - c) ≤ e^(T + 1) do not overflow. For m > T the
-entries below c/2 are rounded, and their share is below e^(-T).
+with T = 64 in float32 and 512 in float64 (`LogSumExp`: half of it), so that sums of e^(a - c) ≤ e^(T + 1) do not
+overflow. For m > T the entries below c/2 are rounded, and their share is below e^(-T).
 """
 
 from __future__ import annotations

@@ -144,9 +144,9 @@ def quadratic_roots(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> tuple[Array, Ar
       a, b, c: real arrays.
 
     Returns:
-      Two arrays of the broadcast shape and promoted dtype, within 8 u of the exact roots, as are their first derivatives; second
-      derivatives within 16 u but where two terms of one cancel.
-      NaN where there are no real roots. For a = 0 one root is infinite, with the sign of -b/a; for a = b = 0 both are NaN.
+      Two arrays of the broadcast shape and promoted dtype, within 8 u of the exact roots, as are their first
+      derivatives; second derivatives within 16 u but where two terms of one cancel. NaN where there are no real roots.
+      For a = 0 one root is infinite, with the sign of -b/a; for a = b = 0 both are NaN.
 
     Source: Goldberg, What every computer scientist should know about floating-point arithmetic (1991), section 1.4.
 

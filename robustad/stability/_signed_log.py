@@ -127,8 +127,9 @@ class SignedLog:
 
     An operation's relative error is that of the exponent it makes: about :math:`|x|` units of rounding, so that
     numbers near 1 keep all digits, and those of 10^30 in float32 about five. Products sum their exponents with
-    compensation. Division by zero gives an infinity with the sign of the numerator, 0/0 and ∞ - ∞ NaN. At infinities
-    the derivative is NaN.
+    compensation. Second derivatives in the argument of `from_array` form its inverse square, which must be in the
+    range: from 1e-19 on in float32. Division by zero gives an infinity with the sign of the numerator, 0/0 and ∞ - ∞
+    NaN. At infinities the derivative is NaN.
 
     Attributes:
       sign: 1, -1, or 0 for zero.
@@ -265,6 +266,10 @@ class SignedLog:
         sign = lax.integer_pow(s, abs(power)) if isinstance(power, int) else jnp.power(s, fixed)
         exponent = jnp.where(p == 0, 0, x * jnp.abs(p))
         return SignedLog(jnp.broadcast_to(sign, shape), jnp.broadcast_to(exponent, shape))
+
+    def __rpow__(self, base: ArrayLike) -> SignedLog:
+        """A number to these powers, which must be in the range of floats."""
+        return _lift(base, self.dtype) ** self.to_array()
 
     def __radd__(self, other: Any) -> SignedLog:
         return self + other

@@ -48,7 +48,8 @@ class LogSumExp:
     for each merge that raises c; for a maximum between 0 and 32 (256 in float64) c stays 0 and merging is addition.
 
     The derivative of `finalize` in all that was added is right and finite as that of `logsumexp` (shares below
-    :math:`e^{-32}` within 16 ulp in float32); entries of -inf get 0. Second derivatives cancel where one entry has nearly the whole sum; those of `logsumexp` do not.
+    :math:`e^{-32}` within 16 ulp in float32); entries of -inf get 0. Second derivatives cancel where one entry has
+    nearly the whole sum; those of `logsumexp` do not.
 
     >>> import jax.numpy as jnp
     >>> from robustad import stability as st
@@ -159,7 +160,12 @@ def chunked_logsumexp(a: ArrayLike, chunk_size: int, axis: int = -1) -> Array:
     chunk_size = integer("chunked_logsumexp", "chunk_size", chunk_size)
     if chunk_size < 1:
         raise ValueError(f"chunked_logsumexp: `chunk_size` is {chunk_size}, expected at least 1.")
-    x = jnp.moveaxis(x, i, 0)
+    return _in_chunks(x, chunk_size, i).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _in_chunks(x: Array, chunk_size: int, axis: int) -> Array:
+    x = jnp.moveaxis(x, axis, 0)
     whole = x.shape[0] - x.shape[0] % chunk_size
 
     @jax.checkpoint
@@ -168,7 +174,7 @@ def chunked_logsumexp(a: ArrayLike, chunk_size: int, axis: int = -1) -> Array:
 
     empty = LogSumExp(*(jnp.zeros_like(x[0] if x.shape[0] else x.sum(0)) + y for y in _empty(x)))
     state, _ = lax.scan(step, empty, x[:whole].reshape(-1, chunk_size, *x.shape[1:]))
-    return state.add(x[whole:], 0).finalize().astype(dtype)
+    return state.add(x[whole:], 0).finalize()
 
 
 def _empty(x: Array) -> tuple[Array, Array]:
