@@ -388,7 +388,7 @@ def varying_alike(*arrays: Array) -> list[Array]:
 def sharded_as(aval: Any, x: Array) -> Array:
     """On a mesh with explicit axes, x with the sharding of an array of that type."""
     sharding = getattr(aval, "sharding", None)
-    if sharding is None or all(axis is None for axis in sharding.spec) or sharding == jax.typeof(x).sharding:
+    if sharding is None or sharding.mesh.empty or sharding == jax.typeof(x).sharding:
         return x
     return jax.sharding.reshard(x, sharding)
 

@@ -163,7 +163,7 @@ def test_the_plain_form_has_lost_its_digits_there(name):
     truth = np.array([_at(FORMULAS[ours], row, exact) for row in columns.T])
     least = 0 if family == "cauchy" else 1
     error = np.abs(got - truth) / np.maximum(np.abs(truth), least) / np.finfo(np.float32).eps
-    assert not np.nanmax(error) < (100 if family == "t" else 1000)
+    assert np.isnan(got).any() or np.nanmax(error) >= (100 if family == "t" else 1000)
 
 
 # name, arguments, value, gradient in each argument asked for (None: not asked)
@@ -287,7 +287,7 @@ def test_third_derivatives():
 
 
 def test_the_plain_ones_fail():
-    assert np.isnan(jax.grad(plain.gamma.logpdf)(0.0, 1.0)) or np.isnan(jax.grad(plain.beta.logpdf)(0.0, 1.0, 1.0))
+    assert np.isnan(jax.grad(plain.gamma.logpdf)(0.0, 1.0))
     assert np.isnan(plain.poisson.logpmf(INF, 1.0))
     assert jax.grad(plain.logistic.logpdf)(1e-20) != np.float32(-5e-21)
 
@@ -410,3 +410,10 @@ def test_arguments():
         st.gamma_logpdf(0.0)
     with pytest.raises(TypeError, match="norm_logpdf: `x` has dtype complex64; expected real numbers"):
         st.norm_logpdf(1j)
+
+
+def test_dirichlet_at_an_edge_in_one_argument():
+    """The derivative in alpha is -inf there: a tangent that is not given must not meet it."""
+    x, alpha = jnp.array([0.0, 1.0]), jnp.array([1.0, 3.0])
+    np.testing.assert_array_equal(jax.jacfwd(st.dirichlet_logpdf)(x, alpha), [0, 2])
+    np.testing.assert_array_equal(jax.grad(st.dirichlet_logpdf)(x, alpha), [0, 2])

@@ -111,14 +111,19 @@ def test_of_complex_arrays(name):
 def test_of_axes(name):
     f, x = OF_AXES[name], jnp.ones((2, 3))
     for axis in (1.5, (0, 1.5)):
-        with says(TypeError, rf"{name}: `axis` is .*1\.5.*; expected an integer, integers in a tuple, or None"):
+        with says(
+            TypeError, rf"{name}: `axis` is .*1\.5.*; expected an integer, integers in a tuple, or None. Give whole"
+        ):
             f(x, axis=axis)
-    with says(TypeError, f"{name}: `axis` is 'x'; expected an integer.* mesh axis"):
-        f(x, axis="x")
+    for axis in ("x", ""):
+        with says(TypeError, f"{name}: `axis` is '{axis}'; expected an integer.* mesh axis"):
+            f(x, axis=axis)
     with says(ValueError, f"{name}: `axis` 2 is out of range for an array of 2 dimensions. Expected -2 to 1"):
         f(x, axis=2)
     with says(TypeError, f"{name}: `axis` is traced; expected an integer.* static"):
         jax.jit(lambda axis: f(x, axis=axis))(0)
+    with says(TypeError, f"{name}: `axis` is traced; expected an integer.* static"):
+        jax.jit(lambda axis: f(x, axis=(0, axis)))(1)
 
 
 @pytest.mark.parametrize("name", OF_ONE_AXIS)
@@ -221,6 +226,15 @@ def test_of_dtypes():
     for f in (st.var, st.std, st.prod):
         with says(TypeError, f"{f.__name__}: `dtype` has dtype complex64; expected real numbers. The .* is real"):
             f(X, dtype=jnp.complex64)
+
+
+def test_of_the_arguments_of_several():
+    with says(TypeError, "quadratic_roots: `b` has type list; expected an array or a number"):
+        st.quadratic_roots(1.0, [2.0], 3.0)
+    with says(TypeError, "quadratic_roots: `c` has dtype complex64; expected real numbers"):
+        st.quadratic_roots(1.0, 2.0, 1j)
+    with says(TypeError, "log_matmul: `b` has dtype complex64; expected real numbers. The sum of complex exponentials"):
+        st.log_matmul(jnp.ones((2, 2)), 1j * jnp.ones((2, 2)))
 
 
 def test_of_missing_and_misshapen_arguments():

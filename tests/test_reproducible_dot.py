@@ -111,3 +111,18 @@ def test_the_hessian_of_the_norm_in_the_whole_range(size):
         np.testing.assert_allclose(got, want, rtol=8 * np.finfo(np.float32).eps)
     if size != 1:
         assert not np.allclose(jax.hessian(lambda x: jnp.sqrt(jnp.sum(x * x)))(x) * size, want)
+
+
+def test_mapped_norms_of_nothing():
+    np.testing.assert_array_equal(jax.vmap(rs.reproducible_global_norm)(jnp.zeros((3, 0))), np.zeros(3))
+
+
+@pytest.mark.parametrize("dot", [rs.reproducible_dot, rs.compensated_dot], ids=lambda f: f.__name__)
+def test_gradients_of_a_replicated_and_a_sharded_factor(dot):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8.0), jax.sharding.PartitionSpec())
+        y = jax.device_put(jnp.ones(8), jax.sharding.PartitionSpec("d"))
+        by_x, by_y = jax.grad(dot, (0, 1))(x, y)
+    np.testing.assert_array_equal(by_x, np.ones(8))
+    np.testing.assert_array_equal(by_y, np.arange(8))

@@ -181,3 +181,8 @@ def test_second_derivatives_at_every_level(level):
         assert not np.isfinite(jax.hessian(lambda x: jnp.log(jnp.exp(x).sum()))(x)).all() or not np.allclose(
             jax.hessian(lambda x: jnp.log(jnp.exp(x).sum()))(x), want
         )
+
+
+def test_a_psum_is_the_same_for_all_of_a_mapped_axis():
+    f = jax.vmap(lambda x: LogSumExp.init().add(x).psum("i").finalize(), axis_name="i", out_axes=None)
+    assert f(jnp.ones((4, 2))) == jnp.float32(1 + np.log(8))

@@ -26,7 +26,10 @@ FORMATS = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
 def numbers(name: str, **arguments: Any) -> None:
     """Refuses what `jax.numpy` refuses: lists and other objects, text, random keys."""
     for argument, x in arguments.items():
-        if not isinstance(x, jax.Array | np.ndarray | np.generic | complex | float) and not _is_integer_or_array(x):
+        known = isinstance(x, jax.Array | np.ndarray | np.generic | complex | float | int) or hasattr(
+            x, "__jax_array__"
+        )
+        if not known:
             fix = (
                 "Convert it by `jnp.asarray`."
                 if isinstance(x, list | tuple | range)
@@ -42,10 +45,6 @@ def numbers(name: str, **arguments: Any) -> None:
         raise TypeError(f"{name}: `{argument}` has dtype {dtype}; expected numbers. {fix}")
 
 
-def _is_integer_or_array(x: Any) -> bool:
-    return isinstance(x, int) or hasattr(x, "__jax_array__")
-
-
 def refuse_complex(name: str, argument: str, dtype: DTypeLike, instead: str) -> None:
     """`instead` says what is right for this function."""
     if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -53,14 +52,14 @@ def refuse_complex(name: str, argument: str, dtype: DTypeLike, instead: str) -> 
 
 
 def refuse_traced(name: str, argument: str, value: Any, expected: str, instead: str = "") -> None:
-    """For what shapes and formulas depend on."""
+    """Refuses a tracer for an argument on which shapes or the choice of a formula depend."""
     if _jaxpr.is_traced(value):
         fix = instead or f"Make it static, for instance by `jax.jit(f, static_argnames='{argument}')`."
         raise TypeError(f"{name}: `{argument}` is traced; expected {expected}. {fix}")
 
 
 def integer(name: str, argument: str, value: Any) -> int:
-    """A number of things."""
+    """An integer that is known when tracing, such as a length."""
     refuse_traced(name, argument, value, "an integer")
     try:
         return operator.index(value)
@@ -161,7 +160,7 @@ def axes_of(name: str, axis: Axis, ndim: int) -> Axes:
         return tuple(range(ndim))
     axes = [
         _in_range(name, a, ndim, axis, "an integer, integers in a tuple, or None")
-        for a in (axis if isinstance(axis, Sequence) else (axis,))
+        for a in (axis if isinstance(axis, Sequence) and not isinstance(axis, str) else (axis,))
     ]
     if len(set(axes)) != len(axes):
         raise ValueError(f"{name}: `axis` names an axis twice: {axis}. Name each once.")
@@ -174,14 +173,12 @@ def axis_of(name: str, axis: int, ndim: int) -> int:
 
 
 def _in_range(name: str, a: Any, ndim: int, axis: Any, expected: str) -> int:
-    refuse_traced(name, "axis", axis, expected)
+    refuse_traced(name, "axis", a, expected)
     try:
         index = operator.index(a)
     except TypeError:
-        fix = (
-            "Give one axis; several become one by `reshape`." if isinstance(axis, Sequence) else "Give a whole number."
-        )
-        if isinstance(axis, str):
+        fix = "Give one axis; several become one by `reshape`." if isinstance(a, Sequence) else "Give whole numbers."
+        if isinstance(a, str):
             fix = "Axes of an array have no names; for a mesh axis see `reproducible_psum`."
         raise TypeError(f"{name}: `axis` is {axis!r}; expected {expected}. {fix}") from None
     if not -ndim <= index < ndim:

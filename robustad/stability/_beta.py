@@ -4,14 +4,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import _deviance as deviance
-from ._deviance import Words, complement, exactly, excess, minus, ratio, successor
-from ._division import divide
+from ._deviance import ratio
+from ._division import divide, inverse
 from ._elementwise import elementwise
+from ._pairs import complement, exactly, excess, minus, successor
 from ._standardized import standardized, standardized_rest
-
-
-def _inverse(x: Array) -> Array:
-    return divide(jnp.ones_like(x), x)
+from ._two_words import Words
 
 
 @elementwise(lambda z, low: -jnp.ones_like(z), lambda z, low: jnp.zeros_like(z))
@@ -55,7 +53,7 @@ def _share(x: Array, loc: Array, scale: Array) -> Words:
 def _over_distances(x: Array, loc: Array, scale: Array) -> tuple[Array, Array]:
     """1/(x - loc) and 1/(loc + s - x)."""
     z = _share(x, loc, scale)
-    return divide(_inverse(z[0]), scale), divide(_inverse(_one_minus(*z)), scale)
+    return divide(inverse(z[0]), scale), divide(inverse(_one_minus(*z)), scale)
 
 
 def _by_xx(x: Array, a: Array, b: Array, loc: Array, scale: Array) -> Array:
@@ -99,7 +97,7 @@ def _by_b(x: Array, a: Array, b: Array, loc: Array, scale: Array) -> Array:
 
 
 def _scale_score_by_z(z: Array, low: Array, a: Array, b: Array) -> Array:
-    return _square_times(b - 1, _inverse(_one_minus(z, low)))
+    return _square_times(b - 1, inverse(_one_minus(z, low)))
 
 
 def _scale_score_by_b(z: Array, low: Array, a: Array, b: Array) -> Array:
@@ -134,15 +132,15 @@ def _rest(k: Array, n: Array) -> Words:
 
 
 def _by_pp(k: Array, n: Array, p: Array) -> Array:
-    return -_square_times(k, _inverse(p)) - _square_times(n - k, _by_pn(k, n, p))
+    return -_square_times(k, inverse(p)) - _square_times(n - k, _by_pn(k, n, p))
 
 
 def _by_pk(k: Array, n: Array, p: Array) -> Array:
-    return _inverse(p) - _by_pn(k, n, p)
+    return inverse(p) - _by_pn(k, n, p)
 
 
 def _by_pn(k: Array, n: Array, p: Array) -> Array:
-    return -_inverse(1 - p)
+    return -inverse(1 - p)
 
 
 @elementwise(_by_pk, _by_pn, _by_pp)

@@ -62,7 +62,7 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
             *operands,
             jaxpr=traced.jaxpr,
             rule=functools.partial(self._on_leaves, static, tree),
-            over_leading_axes=functools.partial(self._outputs, static, tree) if self._over_leading_axes else None,
+            batched_call=functools.partial(self._outputs, static, tree) if self._over_leading_axes else None,
         )
         return jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
 
@@ -116,15 +116,13 @@ def _batch(
     *,
     jaxpr: Any,
     rule: _Rule,
-    over_leading_axes: Callable[..., list[Array]] | None,
+    batched_call: Callable[..., list[Array]] | None,
 ):
     if all(i is None for i in batch_axes):
-        outputs = _call.bind(*operands, jaxpr=jaxpr, rule=rule, over_leading_axes=over_leading_axes)
+        outputs = _call.bind(*operands, jaxpr=jaxpr, rule=rule, batched_call=batched_call)
         return outputs, [None] * len(outputs)
-    if over_leading_axes:
-        outputs = over_leading_axes(
-            *(x[None] if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(operands, batch_axes))
-        )
+    if batched_call:
+        outputs = batched_call(*(x[None] if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(operands, batch_axes)))
         return outputs, [0] * len(outputs)
     over = functools.partial(jax.vmap, axis_size=axis.size, axis_name=axis.name, spmd_axis_name=axis.spmd_name)
 
@@ -151,7 +149,7 @@ def _batch(
     function = over(jaxpr_as_fun(jaxpr), in_axes=tuple(batch_axes))
     if any(map(is_traced, operands)):
         program = jax.make_jaxpr(function)(*operands)
-        outputs = _call.bind(*operands, jaxpr=program, rule=batched_rule, over_leading_axes=None)
+        outputs = _call.bind(*operands, jaxpr=program, rule=batched_rule, batched_call=None)
     else:
         outputs = function(*operands)
     return outputs, [0] * len(outputs)

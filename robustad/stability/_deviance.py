@@ -13,16 +13,14 @@ a - 1, the beta density (n + 1) times the second in x = a - 1, y = b - 1. Their 
 Source: Loader, Fast and accurate computation of binomial probabilities (2000).
 """
 
-import math
-
 import jax.numpy as jnp
 from jax import Array, lax
 
 from . import _words as words
-from ._division import divide
+from ._division import divide, inverse
 from ._elementwise import elementwise
-from ._error_free import two_prod_kernel
 from ._log_gamma import (
+    LOG_ROOT_2_PI,
     digamma_gap,
     digamma_gap_fall,
     digamma_gap_fall_slope,
@@ -31,40 +29,8 @@ from ._log_gamma import (
     stirling_remainder,
 )
 from ._logarithm import log1pmx
-
-_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
-Words = tuple[Array, Array]
-
-
-def exactly(x: Array) -> Words:
-    """x, and nothing beyond it."""
-    return x, jnp.zeros_like(x)
-
-
-def minus(x: Words, y: Words) -> Words:
-    """x - y, right to the last bits of the result's first word."""
-    d, error = words.difference(x[0], y[0])
-    low = error + (x[1] - y[1])
-    total = d + low
-    return total, jnp.where(jnp.isfinite(total), low - (total - d), 0.0)
-
-
-def successor(k: Words) -> Words:
-    """k + 1; the first word carries the derivative."""
-    error = words.difference(lax.stop_gradient(k[0]), -jnp.ones_like(k[0]))[1]
-    return k[0] + 1, error + lax.stop_gradient(k[1])
-
-
-def complement(z: Words) -> Words:
-    return minus(exactly(jnp.ones_like(z[0])), z)
-
-
-def excess(x: Words, y: Words, z: Words) -> Array:
-    """x (1 - z) - y z: what x exceeds its share z of x + y by."""
-    rest = complement(z)
-    first, second = two_prod_kernel(x[0], rest[0]), two_prod_kernel(y[0], z[0])
-    low = (first[1] - second[1]) + ((x[0] * rest[1] + x[1] * rest[0]) - (y[0] * z[1] + y[1] * z[0]))
-    return (first[0] - second[0]) + low
+from ._pairs import complement, excess
+from ._two_words import Words
 
 
 def ratio(x: Array, y: Array) -> Array:
@@ -93,7 +59,7 @@ def poisson(x: Array, m: Array, gap: Array, next_: Array) -> Array:
     """The logarithm of mˣ e⁻ᵐ/Γ(x + 1), with gap = m - x and next_ = x + 1."""
     large = x > 1
     big = jnp.where(large, x, 1.0)
-    saddle = minus_deviance(big, m, gap) - (_LOG_ROOT_2_PI + 0.5 * lax.log(big) + stirling_remainder(big))
+    saddle = minus_deviance(big, m, gap) - (LOG_ROOT_2_PI + 0.5 * lax.log(big) + stirling_remainder(big))
     plain = _times_log(x, m) - m - log_gamma(jnp.where(large, 1.0, next_))
     value = jnp.where(large, saddle, plain)
     return jnp.where(jnp.isinf(x) | jnp.isinf(m), -(x + m), value)
@@ -119,7 +85,7 @@ def binomial(z: Words, x: Words, y: Words, next_x: Array, next_y: Array, density
 
 
 def _one_over(z: Array, *others: Array) -> Array:
-    return divide(jnp.ones_like(z), z)
+    return inverse(z)
 
 
 def _no_derivative(*args: Array) -> Array:
@@ -127,7 +93,7 @@ def _no_derivative(*args: Array) -> Array:
 
 
 def _gamma_shape_slope(z: Array, low: Array, a: Array, a_low: Array) -> Array:
-    return digamma_gap_slope(a) - _one_over(a)
+    return digamma_gap_slope(a) - inverse(a)
 
 
 @elementwise(_one_over, _no_derivative, _gamma_shape_slope, _no_derivative)
@@ -137,11 +103,11 @@ def gamma_by_shape(z: Array, low: Array, a: Array, a_low: Array) -> Array:
 
 
 def _beta_shape_slope(z: Array, low: Array, a: Array, a_low: Array, b: Array, b_low: Array) -> Array:
-    return digamma_gap_fall_slope(a, b) - divide(b, a + b) * _one_over(a)
+    return digamma_gap_fall_slope(a, b) - divide(b, a + b) * inverse(a)
 
 
 def _beta_other_slope(z: Array, low: Array, a: Array, a_low: Array, b: Array, b_low: Array) -> Array:
-    return divide(jnp.ones_like(a), a + b) - digamma_gap_slope(a + b)
+    return inverse(a + b) - digamma_gap_slope(a + b)
 
 
 @elementwise(_one_over, _no_derivative, _beta_shape_slope, _no_derivative, _beta_other_slope, _no_derivative)

@@ -4,21 +4,22 @@ With :math:`A = \sum_i a_i` and P of `_deviance.py`, :math:`\log f = \sum_i P(a_
 \log\sqrt{2π} + μ(A) + A (\sum_i x_i - 1)`, whose last term counts what x is off the simplex.
 """
 
-import math
+import functools
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from . import _deviance as deviance
 from ._compensated_sum import compensated_sum
 from ._custom_jvp import custom_jvp
-from ._deviance import Words, exactly, minus, ratio
-from ._division import divide
+from ._deviance import ratio
+from ._division import inverse
 from ._elementwise import elementwise
 from ._error_free import two_prod_kernel
-from ._log_gamma import log_gamma, stirling_remainder
-
-_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
+from ._log_gamma import LOG_ROOT_2_PI, log_gamma, stirling_remainder
+from ._pairs import exactly, minus
+from ._two_words import Words
 
 
 def _sum(a: Array, *others: Array) -> Array:
@@ -43,7 +44,7 @@ def _ratio_by_x(k: Array, x: Array) -> Array:
     return -_ratio(_ratio(k, x), x)
 
 
-@elementwise(lambda k, x: divide(jnp.ones_like(x), x), _ratio_by_x)
+@elementwise(lambda k, x: inverse(x), _ratio_by_x)
 def _ratio(k: Array, x: Array) -> Array:
     return ratio(k, x)
 
@@ -58,15 +59,18 @@ def dirichlet(x: Array, a: Array) -> Array:
     off, total = _sum(x, -jnp.ones_like(x[..., :1]))[..., 0], total[..., 0]
     large = total > 1
     big, small = jnp.where(large, total, 1.0), jnp.where(large, 1.0, total)
-    saddle = _LOG_ROOT_2_PI - 0.5 * jnp.log(big) + stirling_remainder(big)
+    saddle = LOG_ROOT_2_PI - 0.5 * jnp.log(big) + stirling_remainder(big)
     plain = log_gamma(small) + small - small * jnp.log(small)
     return parts + (jnp.where(large, saddle, plain) + x.shape[-1] * jnp.log(total)) + total * off
 
 
-def _rule(primals, tangents):
+@functools.partial(dirichlet.defjvp, symbolic_zeros=True)
+def _dirichlet_jvp(primals, tangents):
     (x, a), (step_x, step_a) = primals, tangents
-    by_a = deviance.beta_by_shape(x, jnp.zeros_like(x), a, jnp.zeros_like(a), *_others(a))
-    return dirichlet(x, a), jnp.sum(_ratio(a - 1, x) * step_x + by_a * step_a, -1)
-
-
-dirichlet.defjvp(_rule)
+    terms = []  # of the tangents that there are: a derivative may be infinite
+    if not isinstance(step_x, SymbolicZero):
+        terms.append(_ratio(a - 1, x) * step_x)
+    if not isinstance(step_a, SymbolicZero):
+        zero = jnp.zeros_like(a)
+        terms.append(deviance.beta_by_shape(x, zero, a, zero, *_others(a)) * step_a)
+    return dirichlet(x, a), jnp.sum(functools.reduce(jnp.add, terms), -1)

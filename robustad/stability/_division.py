@@ -23,11 +23,11 @@ def _inverse_slope(y: Array) -> Array:
 
 # Functions of y alone: a zero derivative in x, written out, would meet an infinite cotangent.
 _minus_inverse_square = elementwise()(_inverse_slope)
-_inverse = elementwise(_minus_inverse_square)(lambda y: 1 / y)
+inverse = elementwise(_minus_inverse_square)(lambda y: 1 / y)
 
 
 def _first_x(x: Array, y: Array) -> Array:
-    return _inverse(y)
+    return inverse(y)
 
 
 def _mixed(x: Array, y: Array) -> Array:

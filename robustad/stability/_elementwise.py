@@ -58,7 +58,7 @@ def elementwise(*partials: Callable) -> Callable[[Callable[..., Array]], Callabl
                 raise TypeError(
                     f"{formula.__name__} takes {len(names)} arrays ({', '.join(names)}), got {len(args)}: by position."
                 )
-            return rule(*_promote(formula.__name__, dict(zip(names, args))))
+            return rule(*promoted(formula.__name__, dict(zip(names, args))))
 
         if formula.__doc__ and "Args:" not in formula.__doc__:
             function.__doc__ = _documented(formula.__doc__, names)
@@ -83,10 +83,11 @@ Returns:
   in float32 and rounded once.
 
 Raises:
-  TypeError: complex input, or a dtype narrower than 16 bits."""
+  TypeError: what is no array of numbers, complex numbers, or a dtype narrower than 16 bits."""
 
 
-def _promote(name: str, arguments: dict[str, ArrayLike]) -> list[Array]:
+def promoted(name: str, arguments: dict[str, ArrayLike]) -> list[Array]:
+    """The arguments in one dtype and shape, as such a function takes them."""
     numbers(name, **arguments)
     for argument, x in arguments.items():
         refuse_complex(name, argument, jnp.result_type(x), "Use the function of jax.numpy for complex ones.")

@@ -4,14 +4,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import _deviance as deviance
-from ._deviance import exactly, minus, ratio, successor
-from ._division import divide
+from ._deviance import ratio
+from ._division import divide, inverse
 from ._elementwise import elementwise
+from ._pairs import exactly, minus, successor
 from ._standardized import standardized, standardized_rest, standardized_words
-
-
-def _inverse(x: Array) -> Array:
-    return divide(jnp.ones_like(x), x)
 
 
 def _score(k: Array, k_low: Array, z: Array, z_low: Array) -> Array:
@@ -36,7 +33,7 @@ def _by_xx(x: Array, a: Array, loc: Array, scale: Array) -> Array:
 
 
 def _by_xa(x: Array, a: Array, loc: Array, scale: Array) -> Array:
-    return divide(_inverse(standardized(x, loc, scale)), scale)
+    return divide(inverse(standardized(x, loc, scale)), scale)
 
 
 def _by_x_loc(x: Array, a: Array, loc: Array, scale: Array) -> Array:
@@ -44,7 +41,7 @@ def _by_x_loc(x: Array, a: Array, loc: Array, scale: Array) -> Array:
 
 
 def _by_x_scale(x: Array, a: Array, loc: Array, scale: Array) -> Array:
-    return divide(_inverse(scale), scale)
+    return divide(inverse(scale), scale)
 
 
 @elementwise(_by_xx, _by_xa, _by_x_loc, _by_x_scale)
@@ -84,11 +81,11 @@ def gamma(x: Array, a: Array, loc: Array, scale: Array) -> Array:
 
 
 def _by_mu_k(k: Array, mu: Array) -> Array:
-    return _inverse(mu)
+    return inverse(mu)
 
 
 def _by_mu_mu(k: Array, mu: Array) -> Array:
-    return _curvature(k, _inverse(mu))
+    return _curvature(k, inverse(mu))
 
 
 @elementwise(_by_mu_k, _by_mu_mu)

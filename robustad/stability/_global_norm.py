@@ -50,7 +50,7 @@ def reproducible_global_norm(tree: Any) -> Array:
 
 def _batch(size: int, operands, batch_axes) -> Array:
     (x,) = batch_first(size, operands, batch_axes)
-    return _norms(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2])
+    return _norms(x.reshape(x.shape[0] * x.shape[1], x.shape[2])).reshape(x.shape[:2])
 
 
 _norms = linear_primitive(  # of the rows; its derivative is below

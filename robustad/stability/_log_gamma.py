@@ -28,11 +28,11 @@ _BERNOULLI += (854513 / 138, -236364091 / 2730)
 _STIRLING = [b / (2 * k * (2 * k - 1)) for k, b in enumerate(_BERNOULLI, 1)]
 _DIGAMMA = [b / (2 * k) for k, b in enumerate(_BERNOULLI, 1)]
 _MIDPOINT = [-(1 - 0.25**k) * b / (k * (2 * k - 1)) for k, b in enumerate(_BERNOULLI, 1)]
-_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
+LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _steps(x: Array) -> int:
-    """From where on the series are used, and by how many steps an argument is brought there."""
+    """Beyond this number the asymptotic series are used; so many steps x → x + 1 bring a smaller argument there."""
     return 4 if x.dtype == jnp.float32 else 7
 
 
@@ -62,10 +62,10 @@ def _digamma(x: Array) -> Array:
 
 @elementwise(_digamma)
 def log_gamma(x: Array) -> Array:
-    r""":math:`\log Γ(x)` for x ≥ 0."""
+    r""":math:`\log Γ(x)` for finite x ≥ 0."""
     far = x > _steps(x)
     big = jnp.where(far, x, 10.0)
-    stirling = (big - 0.5) * lax.log(big) - big + (_LOG_ROOT_2_PI + _series(big, _STIRLING) / big)
+    stirling = (big - 0.5) * lax.log(big) - big + (LOG_ROOT_2_PI + _series(big, _STIRLING) / big)
     y = jnp.where(far, 2.0, x)
     factor = jnp.ones_like(y)
     for _ in range(_steps(x) - 2):  # Γ(y) = (y - 1) Γ(y - 1), down to 2.5

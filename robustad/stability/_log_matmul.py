@@ -17,8 +17,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from . import _normalizer as normalizer
-from ._arguments import numbers, working
+from ._arguments import numbers, refuse_complex, working
 from ._custom_jvp import custom_jvp
+from ._logsumexp import OF_COMPLEX
 
 
 def _peaks(x: Array, axis: int) -> Array:
@@ -163,9 +164,11 @@ def log_matmul(a: ArrayLike, b: ArrayLike) -> Array:
     -398.6137 -inf
     """
     numbers("log_matmul", a=a, b=b)
+    for argument, z in (("a", a), ("b", b)):
+        refuse_complex("log_matmul", argument, jnp.result_type(z), OF_COMPLEX)
     dtype = jnp.result_type(a, b)
-    x, kind = working("log_matmul", jnp.asarray(a, dtype))
-    y, _ = working("log_matmul", jnp.asarray(b, dtype))
+    x, kind = working("log_matmul", jnp.asarray(a, dtype), "a", OF_COMPLEX)
+    y, _ = working("log_matmul", jnp.asarray(b, dtype), "b", OF_COMPLEX)
     if not x.ndim or not y.ndim or x.shape[-1] != y.shape[max(y.ndim - 2, 0)]:
         raise ValueError(
             f"log_matmul: `a` has shape {x.shape} and `b` {y.shape}; expected (..., n, k) and (..., k, m), or vectors (k,)."

@@ -30,12 +30,11 @@ from ._division import divide
 from ._elementwise import elementwise
 from ._gamma import gamma, poisson
 from ._hyperbolic import log_cosh
+from ._log_gamma import LOG_ROOT_2_PI
 from ._logarithm import log, xlog1py, xlogy
 from ._standardized import halved, square_less_one, standardized, standardized_rest
 from ._student import cauchy, student
 from ._where import safe_where
-
-_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _density(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -108,7 +107,7 @@ def _norm_by_scale(x: Array, loc: Array, scale: Array) -> Array:
 @elementwise(_norm_by_x, lambda x, loc, scale: -_norm_by_x(x, loc, scale), _norm_by_scale)
 def _norm(x: Array, loc: Array, scale: Array) -> Array:
     z = standardized(x, loc, scale)
-    return -0.5 * z * z - (_LOG_ROOT_2_PI + log(scale))
+    return -0.5 * z * z - (LOG_ROOT_2_PI + log(scale))
 
 
 @_density
@@ -365,4 +364,4 @@ def _multivariate_normal(x: Array, mean: Array, cov: Array) -> Array:
     step, factor = jnp.broadcast_to(step, (*shape, n)), jnp.broadcast_to(factor, (*shape, n, n))
     z = lax.linalg.triangular_solve(factor, step[..., None], left_side=True, lower=True)[..., 0]
     logs = jnp.sum(log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
-    return -0.5 * jnp.sum(z * z, -1) - (logs + n * _LOG_ROOT_2_PI)
+    return -0.5 * jnp.sum(z * z, -1) - (logs + n * LOG_ROOT_2_PI)

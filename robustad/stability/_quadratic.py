@@ -8,8 +8,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from ._differences import difference_of_products
-from ._division import divide
-from ._elementwise import elementwise
+from ._division import divide, inverse
+from ._elementwise import elementwise, promoted
 from ._error_free import opaque
 from ._significand import shifted, significand
 
@@ -94,7 +94,7 @@ def _partials(upper: bool) -> list[Callable[..., Array]]:
         return -divide(*_parts(a, b, c, upper))
 
     def in_c(a: Array, b: Array, c: Array) -> Array:
-        return -divide(jnp.ones_like(a), _parts(a, b, c, upper)[1])
+        return -inverse(_parts(a, b, c, upper)[1])
 
     return [
         elementwise(*(second["".join(sorted(one + other))] for other in "abc"))(function)
@@ -138,7 +138,8 @@ def quadratic_roots(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> tuple[Array, Ar
     roots q/a and c/q, the discriminant by `diff_of_products`, and the variable scaled by a power of two.
 
     Derivatives by the implicit function: :math:`-r^2/s, -r/s, -1/s` with
-    :math:`s = 2 a r + b = \pm\sqrt{b^2 - 4ac}`. At a double root they are signed infinities.
+    :math:`s = 2 a r + b = \pm\sqrt{b^2 - 4ac}`. At a double root they are signed infinities (NaN
+    in a and b where that root is 0).
 
     Args:
       a, b, c: real arrays.
@@ -155,4 +156,5 @@ def quadratic_roots(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> tuple[Array, Ar
     >>> print(lower, upper)
     1e-10 1e+10
     """
+    a, b, c = promoted("quadratic_roots", {"a": a, "b": b, "c": c})
     return _lower(a, b, c), _upper(a, b, c)

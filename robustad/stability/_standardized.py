@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from . import _words as words
-from ._division import divide
+from ._division import divide, inverse
 from ._elementwise import elementwise
 from ._error_free import rounded_once, two_prod_kernel
 from ._significand import shifted, significand
@@ -32,7 +32,7 @@ def standardized_words(x: Array, loc: Array, scale: Array) -> tuple[Array, Array
 
 
 def _by_x(x: Array, loc: Array, scale: Array) -> Array:
-    return divide(jnp.ones_like(scale), scale)
+    return inverse(scale)
 
 
 def _by_scale(x: Array, loc: Array, scale: Array) -> Array:

@@ -123,7 +123,7 @@ class LogSumExp:
         return jnp.sign(self.sum)
 
 
-@functools.partial(custom_jvp, nondiff_argnums=(1,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _largest(m: Array, axis_name: Any) -> Array:
     return lax.pmax(m, axis_name)
 

@@ -17,12 +17,10 @@ from jax import Array, lax
 
 from ._division import divide
 from ._elementwise import elementwise
-from ._log_gamma import half_step_remainder, half_step_remainder_slope
+from ._log_gamma import LOG_ROOT_2_PI, half_step_remainder, half_step_remainder_slope
 from ._logarithm import log1pmx, log1psq
 from ._roots import sqrt
 from ._standardized import square_less_one, standardized, standardized_rest
-
-_LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def _folded(q: Array) -> tuple[Array, Array, Array]:
@@ -144,7 +142,7 @@ def _by_nu(x: Array, nu: Array, loc: Array, scale: Array) -> Array:
 def student(x: Array, nu: Array, loc: Array, scale: Array) -> Array:
     """The logarithm of the density."""
     z = standardized(x, loc, scale)
-    constant = half_step_remainder(0.5 * nu) - _LOG_ROOT_2_PI - lax.log(scale)
+    constant = half_step_remainder(0.5 * nu) - LOG_ROOT_2_PI - lax.log(scale)
     return constant - 0.5 * (nu + 1) * log1psq(z / lax.sqrt(nu))
 
 
