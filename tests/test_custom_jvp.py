@@ -120,7 +120,7 @@ def test_a_branch_on_a_scalar_stays_one_under_vmap():
     assert "cond" in str(jax.make_jaxpr(lambda x: jax.jvp(leading, (x,), (direction,)))(X))
     assert np.array_equal(jax.grad(lambda x: leading(x).sum())(X), np.full_like(X, 2))
     assert np.array_equal(jax.grad(lambda x: leading(x).sum())(-X), np.full_like(X, 3))
-    # vmap of a rule makes a select of the branch, which has no transpose
+    # Why there is the option: JAX's vmap of a rule makes a select of the branch, whose stop_gradient has no transpose.
     with pytest.raises(NotImplementedError, match="stop_gradient"):
         jax.grad(lambda x: doubled_with(custom_jvp)(x).sum())(X)
 

@@ -245,3 +245,9 @@ def test_cholesky_of_gram_matrices_with_rounding_errors():
         failed += bool(np.isnan(jnp.linalg.cholesky(a)).any())
     assert failed
     np.testing.assert_array_equal(st.cholesky(jnp.diag(jnp.array([1.0, -1.0]))), [[np.nan, 0], [np.nan, np.nan]])
+
+
+def test_results_have_the_names_of_jnp():
+    a = jnp.diag(jnp.array([3.0, 1.0]))
+    for ours, theirs in ((st.eigh(a), jnp.linalg.eigh(a)), (st.svd(a), jnp.linalg.svd(a))):
+        assert ours._fields == theirs._fields

@@ -160,3 +160,16 @@ def test_errors():
         st.norm(jnp.ones((3, 3)), 2.5)
     with pytest.raises(ValueError, match="out of range"):
         st.norm(jnp.ones(3), axis=1)
+
+
+def test_a_cosine_is_at_most_1():
+    """Rounded sums of products of unit vectors pass 1 by an ulp, of which the arc cosine is NaN."""
+    x = np.random.default_rng(0).normal(size=(1000, 7)).astype(np.float32)
+    unit = x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    assert (unit * unit).sum(1).max() > 1
+    cosine = st.cosine_similarity(x, x)
+    assert cosine.max() <= 1 and cosine.min() >= 1 - 4 * np.finfo(np.float32).eps
+    y = x[:, ::-1]
+    slope = jax.grad(lambda x: st.cosine_similarity(x, y).sum())(x)
+    plain = jax.grad(lambda x: (x * y).sum(1) @ (1 / jnp.linalg.norm(x, axis=1) / jnp.linalg.norm(y, axis=1)))(x)
+    np.testing.assert_allclose(slope, plain, atol=1e-5)

@@ -116,6 +116,11 @@ def test_the_documentation_is_the_table():
     assert document.table() in document.README.read_text(), "run python experiments/document.py"
 
 
+def test_the_docstrings_have_the_contract_before_the_example():
+    text = stability.logaddexp.__doc__
+    assert text.index("Args:\n  x, y: real arrays") < text.index("Returns:") < text.index("Raises:") < text.index(">>>")
+
+
 def test_arguments():
     assert stability.tanh(1).dtype == jnp.float32
     assert stability.tanh(jnp.ones(3, jnp.bfloat16)).dtype == jnp.bfloat16

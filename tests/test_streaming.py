@@ -186,3 +186,16 @@ def test_second_derivatives_at_every_level(level):
 def test_a_psum_is_the_same_for_all_of_a_mapped_axis():
     f = jax.vmap(lambda x: LogSumExp.init().add(x).psum("i").finalize(), axis_name="i", out_axes=None)
     assert f(jnp.ones((4, 2))) == jnp.float32(1 + np.log(8))
+
+
+def test_shares_of_a_state():
+    """Small shares too, though they are of differences that are rounded; and a difference of rounded logarithms is worse."""
+    x = np.sort(np.random.default_rng(0).uniform(-20, 64, (50, 32)), 1).astype(np.float32)
+    exact = np.exp(x.astype(np.float64) - x.max(1, keepdims=True).astype(np.float64))
+    exact /= exact.sum(1, keepdims=True)
+    counted = exact > 1e-36
+    shares = jax.jit(jax.vmap(jax.grad(lambda x: LogSumExp.init().add(x).finalize())))(x)
+    error = np.abs(shares - exact) / exact / np.finfo(np.float32).eps
+    assert error[exact > np.exp(-32)].max() <= 8 and error[counted].max() <= 32
+    plain = np.exp(x - np.asarray(jax.scipy.special.logsumexp(x, axis=1, keepdims=True)))
+    assert (np.abs(plain - exact) / exact / np.finfo(np.float32).eps)[exact > np.exp(-32)].max() > 8

@@ -494,3 +494,10 @@ def test_the_mantissa_of_a_sum_of_zero():
     )
     m, k = stability.block_scaled_sum(jnp.array([1.0, -0.001], jnp.bfloat16))
     assert 0.5 <= m < 1 and k == 0
+
+
+def test_the_gradient_of_polyval_in_its_coefficients_makes_no_square_of_their_number():
+    p, x = jnp.ones(64), jnp.linspace(0.0, 1.0, 3)
+    compiled = jax.jit(jax.grad(lambda p: stability.compensated_polyval(p, x).sum())).lower(p).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * 64 * 64
+    close(jax.grad(lambda p: stability.compensated_polyval(p, x[1]))(p), 0.5 ** np.arange(63, -1, -1))

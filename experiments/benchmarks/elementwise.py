@@ -1,4 +1,4 @@
-"""What the special functions cost beside what they replace, as ratios.
+"""What the special functions and the log-densities cost beside what they replace, as ratios.
 
 python experiments/benchmarks/elementwise.py --json elementwise.json
 """
@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import jax.numpy as jnp
+import jax.scipy.stats as stats
 import numpy as np
 from jax import Array
 from ratios import Case, main
@@ -30,7 +31,19 @@ def arguments(entry: Special) -> tuple[Array, ...]:
     return tuple(args)
 
 
+# name and shape parameters; the points are in the unit interval
+DENSITIES = {"norm": 0, "cauchy": 0, "logistic": 0, "gamma": 1, "t": 1, "beta": 2}
+
+
+def points(shapes: int) -> tuple[Array, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(jnp.asarray(x, jnp.float32) for x in (rng.uniform(0, 1, SIZE), *rng.uniform(1, 9, (shapes, SIZE))))
+
+
 def cases():
+    for name, shapes in DENSITIES.items():
+        ours, plain = getattr(stability, f"{name}_logpdf"), getattr(stats, name).logpdf
+        yield Case(f"{name}_logpdf", ours, plain, lambda shapes=shapes: points(shapes))
     for entry in TABLE:
         ours, plain = getattr(stability, entry.name), _rivals.JAX[entry.name]
         yield Case(entry.name, ours, plain, lambda entry=entry: arguments(entry))

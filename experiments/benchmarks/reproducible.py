@@ -37,6 +37,9 @@ def cases():
     def segments():
         return random(N), jax.random.randint(jax.random.key(1), (N,), 0, SEGMENTS, jnp.int32)
 
+    def segments_of_rows():
+        return random(2**15, 128), jax.random.randint(jax.random.key(1), (2**15,), 0, SEGMENTS, jnp.int32)
+
     def by_segment(function):
         return lambda x, ids: function(x, ids, SEGMENTS)
 
@@ -51,6 +54,11 @@ def cases():
     for axis in (0, 1):
         ours, plain = (functools.partial(f, axis=axis) for f in (st.reproducible_sum, jnp.sum))
         yield Case(f"sum of 100 x 100000 over axis {axis}", ours, plain, rows)
+    # of 2^k terms XLA would merge the stages of a reduction, if it could
+    yield Case("sum of 2^22", st.reproducible_sum, jnp.sum, lambda: (random(2**22),))
+    yield Case(
+        "segment_sum, rows of 128", by_segment(st.segment_sum), by_segment(jax.ops.segment_sum), segments_of_rows
+    )
     yield Case("global norm", st.reproducible_global_norm, jnp.linalg.norm, flat)
     for slices in (2, 3):
         yield Case(f"matmul of 512, {slices} slices", sliced(slices), jnp.matmul, matrices)
