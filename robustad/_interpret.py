@@ -27,6 +27,11 @@ class Arithmetic(Protocol, Generic[Value]):
 
     watched: frozenset[Path]
 
+    @property
+    def whole(self) -> frozenset[type[Control]]:
+        """The control flow that the arithmetic takes as one equation, as reverse mode must take a `While`."""
+        ...
+
     def lift(self, x: Any) -> Value:
         """A plain array (an input, a constant, a literal) as a value."""
         ...
@@ -49,9 +54,12 @@ class Arithmetic(Protocol, Generic[Value]):
 
 
 def interpret(
-    arithmetic: Arithmetic[Value], program: Body, operands: Sequence[Value], path: Path = ()
+    arithmetic: Arithmetic[Value], program: Body, operands: Sequence[Value], path: Path = (), first: int = 0
 ) -> tuple[list[Value], Records]:
-    """The outputs of `program` on `operands` under `arithmetic`, and the records of the watched equations."""
+    """The outputs of `program` on `operands` under `arithmetic`, and the records of the watched equations.
+
+    `path` is that of the program's body, `first` the index of its first equation there.
+    """
     # New objects: what a value caches of itself must not outlive the trace of this body.
     operands = jax.tree.map(lambda x: x, list(operands))
     env: dict[Any, Value] = {var: arithmetic.lift(c) for var, c in program.constants}
@@ -64,9 +72,10 @@ def interpret(
     last_use = _jaxpr.last_uses(program)
     records: Records = {}
     for i, eqn in enumerate(program.equations):
-        here, ins = (*path, i), [read(atom) for atom in eqn.invars]
-        if inner := _jaxpr.control(eqn):
-            outs, new = _RULES[type(inner)](arithmetic, inner, ins, here)
+        here, ins = (*path, first + i), [read(atom) for atom in eqn.invars]
+        inner = _jaxpr.control(eqn)
+        if inner is not None and type(inner) not in arithmetic.whole:
+            outs, new = through(arithmetic, inner, ins, here)
             records.update(new)
         else:
             outs, record = arithmetic.equation(eqn, ins, here)
@@ -76,6 +85,13 @@ def interpret(
         for var in last_use[i]:
             del env[var]
     return [read(atom) for atom in program.outputs], records
+
+
+def through(
+    arithmetic: Arithmetic[Value], inner: Control, operands: Sequence[Value], path: Path
+) -> tuple[list[Value], Records]:
+    """The outputs and records of the control flow at `path`."""
+    return _RULES[type(inner)](arithmetic, inner, list(operands), path)
 
 
 def _watched(arithmetic: Arithmetic[Any], path: Path) -> list[Path]:

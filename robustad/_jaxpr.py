@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array, lax
 from jax._src import checkify
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
+from jax.interpreters import ad
 
 Equation: TypeAlias = JaxprEqn
 Path: TypeAlias = tuple[int, ...]
@@ -84,6 +85,24 @@ def last_uses(program: Body) -> list[list[Any]]:
         last.append([var for var in held if var not in used])
         used.update(held)
     return last[::-1]
+
+
+def segments(program: Body, length: int, kept: frozenset[str]) -> Iterator[Body]:
+    """The program in pieces of `length` equations; each takes and gives the variables that are alive around it, and gives
+    the outputs of the primitives in `kept`."""
+    alive: list[set[Any]] = [set() for _ in program.equations]
+    needed = {atom for atom in program.outputs if not isinstance(atom, Literal)}
+    for i in reversed(range(len(program.equations))):
+        alive[i] = set(needed)
+        needed -= set(program.equations[i].outvars)
+        needed |= {atom for atom in program.equations[i].invars if not isinstance(atom, Literal)}
+    for start in range(0, len(program.equations), length):
+        equations = program.equations[start : start + length]
+        read = dict.fromkeys(a for e in equations for a in e.invars if not isinstance(a, Literal))
+        made = dict.fromkeys(var for e in equations for var in e.outvars)
+        inputs = tuple(var for var in read if var not in made)
+        held = alive[start + len(equations) - 1] | {v for e in equations if e.primitive.name in kept for v in e.outvars}
+        yield Body(inputs, (), equations, tuple(var for var in made if var in held))
 
 
 def is_inexact(atom_or_array: Any) -> bool:
@@ -231,6 +250,11 @@ def evaluate(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[A
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def is_differentiable(eqn: Equation) -> bool:
+    """Whether JAX has a derivative of an equation's primitive."""
+    return eqn.primitive in ad.primitive_jvps
 
 
 def retype(jaxpr: Any, dtype: Any) -> Any:

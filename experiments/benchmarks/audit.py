@@ -148,6 +148,17 @@ def audited(loss: Loss, args: Args) -> Program:
     return program, tuple(operands)
 
 
+def ranked(loss: Loss, args: Args) -> Program:
+    from robustad.diagnosis._first_pass import gradient_program
+    from robustad.diagnosis._ranking import ranking_program
+
+    audited = gradient_program(loss, 0, False, args, {})
+    program, _ = ranking_program(audited)
+    with jax.enable_x64(True):
+        weights = [jnp.zeros(()), *(jnp.ones(()) for _ in audited.leaves)]
+    return jax.jit(program), (*audited.operands, weights)
+
+
 @dataclass(frozen=True)
 class Contender:
     """A way to run a loss with its gradient: how to build it, and where it is lowered, compiled and run."""
@@ -160,6 +171,7 @@ class Contender:
 CONTENDERS = {
     "plain": Contender(plain),
     "robustad": Contender(audited, context=lambda: jax.enable_x64(True)),
+    "ranking": Contender(ranked, context=lambda: jax.enable_x64(True)),
     "debug_nans": Contender(plain, context=lambda: jax.debug_nans(True)),
     "checkify": Contender(checked),
     "f64": Contender(plain, context=lambda: jax.enable_x64(True), prepare=double),

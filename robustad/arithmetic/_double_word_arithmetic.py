@@ -43,6 +43,7 @@ class DoubleWordArithmetic:
     """The walk in double words. It keeps no records."""
 
     watched: frozenset[Path] = frozenset()
+    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> DoubleWord:
         return lift(x)

@@ -148,6 +148,7 @@ class OriginArithmetic:
     numbers: dict[Path, int]
     precision: int
     watched: frozenset[Path] = frozenset()
+    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> Origin:
         return lifted(_shadow.lift(x), self.precision)

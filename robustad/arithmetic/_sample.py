@@ -23,6 +23,7 @@ class SampleArithmetic:
     events: tuple[tuple[Path, int], ...]
     suspects: frozenset[Path]
     precision: int
+    whole: frozenset[type] = frozenset()
 
     @property
     def watched(self) -> frozenset[Path]:

@@ -311,6 +311,7 @@ class ShadowArithmetic:
     """The plain shadow walk. It watches the equations whose terms' size is asked for (see `terms_size`)."""
 
     watched: frozenset[Path] = frozenset()
+    whole: frozenset[type] = frozenset()
     per_iteration: frozenset[tuple[Path, Path, int]] = frozenset()
     """(watched path, loop, length): there, the record of each iteration of that loop is kept by itself."""
     last_only: frozenset[tuple[Path, Path]] = frozenset()

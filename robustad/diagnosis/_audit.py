@@ -20,6 +20,8 @@ from robustad.diagnosis._blame import blame
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._first_pass import Audited, gradient_program, shadow_program
 from robustad.diagnosis._leaves import Leaf
+from robustad.diagnosis._ranking import MOST_RANKED, rank
+from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
 
 log = logging.getLogger("robustad")
@@ -107,7 +109,9 @@ def _run(
         blamed = blame(audited, wrong, bool(nonfinite)) if wrong else []
         if nonfinite and not blamed:
             _refuse_nan(taken)
-        found, notes = _causes.findings(audited, blamed, names, nonfinite, bits)
+        ranked = rank(audited, _rankable(wrong, nonfinite, bits))
+        reader = Reader(audited)
+        found, notes = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
     return Report(
         value=value.working,
@@ -140,6 +144,14 @@ def _wrong(names: Sequence[str], value: Shadow, leaves: Sequence[Accuracy], thre
         if failing.any():
             wrong.append((k, name, leaf, failing))
     return wrong
+
+
+def _rankable(
+    wrong: Sequence[Wrong], nonfinite: set[str], bits: dict[str, float | None]
+) -> list[tuple[int, str, np.ndarray]]:
+    """The finite outputs whose error is worth taking apart, those that have lost most bits first."""
+    finite = [(k, name, failing) for k, name, _, failing in wrong if name not in nonfinite and bits[name]]
+    return sorted(finite, key=lambda one: -(bits[one[1]] or 0.0))[:MOST_RANKED]
 
 
 def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:

@@ -35,14 +35,17 @@ class Audited:
         constants = [jnp.asarray(c) for _, c in self.program.constants]
         return constants, [*self.arguments.leaves, *self.arguments.others]
 
+    @property
+    def closed(self) -> Body:
+        """The program as a function of `operands`: constants are operands, not code."""
+        inputs = (*(var for var, _ in self.program.constants), *self.program.inputs)
+        return dataclasses.replace(self.program, constants=(), inputs=inputs)
+
     def walked(self, arithmetic: Any) -> Callable[..., Any]:
-        """The program under an arithmetic, a function of `operands` to be jitted; constants are operands, not code."""
-        program = dataclasses.replace(
-            self.program, constants=(), inputs=(*(var for var, _ in self.program.constants), *self.program.inputs)
-        )
+        """The program under an arithmetic, a function of `operands` to be jitted."""
 
         def run(constants: Sequence[Array], inputs: Sequence[Array]) -> Any:
-            return interpret(arithmetic, program, [arithmetic.lift(x) for x in [*constants, *inputs]])
+            return interpret(arithmetic, self.closed, [arithmetic.lift(x) for x in [*constants, *inputs]])
 
         return run
 
