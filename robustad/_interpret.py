@@ -25,7 +25,10 @@ class Arithmetic(Protocol, Generic[Value]):
     """What a program is walked with. A `Value` is a pytree of arrays, of the shape of the one that it
     stands for, whose structure depends on the dtype alone."""
 
-    watched: frozenset[Path]
+    @property
+    def watched(self) -> frozenset[Path]:
+        """The equations of which records are kept."""
+        ...
 
     @property
     def whole(self) -> frozenset[type[Control]]:

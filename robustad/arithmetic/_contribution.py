@@ -109,7 +109,7 @@ class ContributionArithmetic:
         raise NotImplementedError("contributions are taken without records")
 
 
-Map = Callable[[Sequence[Array | None]], list[Array | None]]
+Map = Callable[[Sequence[Any]], list[Any]]
 
 _LINEAR = (
     _shadow.MOVING | {"cumsum", "reduce_window_sum", "psum", "psum_invariant", "reduce_scatter", "fft"}
@@ -155,7 +155,7 @@ def _finite(x: Array | None) -> Array | None:
     return None if x is None else jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
-def _at(eqn: Equation, operands: Sequence[Shifted], values: Sequence[Array | None]) -> list[Array | None]:
+def _at(eqn: Equation, operands: Sequence[Shifted], values: Sequence[Any]) -> list[Any]:
     """The equation on other twins of its operands."""
     return _shadow.shadowed(eqn, [Shadow(v.working, x) for v, x in zip(operands, values)])[1]
 
@@ -185,7 +185,7 @@ def _contracted(eqn: Equation, operands: Sequence[Shifted], floats: list[int], o
         return [first + evaluate(high[0], y).astype(np.float64) * (size_y * high[1])]
 
     @jax.custom_vjp
-    def linear(x: Array, y: Array, seen: Any, high: Any) -> Array:
+    def linear(x: Array, y: Array, seen: Any, high: Any) -> Any:
         return contracted([x if k == a else y if k == b else None for k in range(len(operands))])[0]
 
     def backward(held: Any, cotangent: Array) -> tuple[Any, ...]:
@@ -228,7 +228,7 @@ def _secants(eqn: Equation, operands: Sequence[Shifted], floats: list[int], out:
 
 def _tangents(
     eqn: Equation, shadows: Sequence[Shadow], floats: list[int], highs: Sequence[Array | None], ds: Sequence[Any]
-) -> list[Array | None]:
+) -> list[Any]:
     """The derivative at the twins; nothing is passed on where JAX has none."""
     if not _jaxpr.is_differentiable(eqn):
         return [None if h is None else jnp.zeros_like(h) for h in highs]

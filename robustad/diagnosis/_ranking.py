@@ -105,9 +105,10 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
                     pulled[var] = pulled[var] + move if var in pulled else move
         rounded = jnp.zeros((), np.float64)
         for var, x in zip(program.inputs[len(constants) :], inputs):
-            if (slope := pulled.get(var)) is not None:
+            slope, high = pulled.get(var), env[var].high
+            if slope is not None and high is not None:
                 u = 2.0 ** -precision_of(x.dtype)
-                rounded += jnp.sum(jnp.abs(slope * _shadow.widened(x)) ** 2) * u**2
+                rounded += jnp.sum(jnp.abs(slope * high) ** 2) * u**2
         return shares, jnp.sqrt(rounded), size
 
     return run, sites
