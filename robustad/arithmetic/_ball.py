@@ -93,11 +93,6 @@ def determined(x: Any) -> bool:
     return x.rel_accuracy_bits() >= ENOUGH
 
 
-def negligible(x: Any) -> bool:
-    """Whether a ball is surely below the range of float64, squared and more."""
-    return bool(abs(x) < flint().arb(2) ** -1500)
-
-
 def to_float(x: Any) -> float:
     """A determined real ball in float64; what is neither 0 nor infinite neither becomes, subnormal numbers included."""
     if not x.is_finite():

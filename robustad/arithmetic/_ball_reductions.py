@@ -140,7 +140,7 @@ def _conv(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Tw
 # -------------------------------------------------------------------------------------------------- windows
 
 
-def _window_places(eqn: Equation, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
+def window_places(eqn: Equation, shape: tuple[int, ...]) -> tuple[np.ndarray, tuple[int, ...]]:
     p, ones = eqn.params, (1,) * len(shape)
     return windows(
         shape,
@@ -155,14 +155,14 @@ def _window_places(eqn: Equation, shape: tuple[int, ...]) -> tuple[np.ndarray, t
 @rule("reduce_window_sum")
 def _window_sum(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
     x = exact(operands[0])
-    at, shape = _window_places(eqn, x.shape)
+    at, shape = window_places(eqn, x.shape)
     return [boxed(np.add.reduce(np.append(x.ravel(), zero(x))[at], 1, initial=zero(x))).reshape(shape)]
 
 
 @rule("reduce_window_max", "reduce_window_min")
 def _window_extreme(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
     x, held = exact(operands[0]), np.asarray(operands[0].working)
-    at, shape = _window_places(eqn, x.shape)
+    at, shape = window_places(eqn, x.shape)
     taken = (held.ravel()[at] == np.asarray(working[0]).reshape(-1, 1)) & (at >= 0)
     missing = flint().arb(float("-inf" if "max" in eqn.primitive.name else "inf"))
     return [_among(np.append(x.ravel(), missing)[at], taken, eqn.primitive.name).reshape(shape)]
@@ -170,7 +170,7 @@ def _window_extreme(eqn: Equation, operands: Sequence[Ball], working: Sequence[A
 
 def _selected(eqn: Equation, held: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """The position that each window selects, the first among equals; -1 where it holds no element."""
-    at, shape = _window_places(eqn, held.shape)
+    at, shape = window_places(eqn, held.shape)
     keep = eqn.params["select_prim"].name
     if keep not in ("ge", "le"):
         raise Unsupported(f"`{eqn.primitive.name}` that selects by `{keep}` has no exact rule.")

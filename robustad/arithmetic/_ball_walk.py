@@ -1,7 +1,7 @@
 """The exact walk: what a program would return if nothing were ever rounded, its decisions those that it takes."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_linalg as _ball_linalg  # registers its rules
 from robustad.arithmetic import _ball_reductions as _ball_reductions
 from robustad.arithmetic import _ball_scatter as _ball_scatter
-from robustad.arithmetic._ball import Ball, balls, boxed, determined, flint, lift, negligible, to_complex, to_float
+from robustad.arithmetic._ball import Ball, balls, determined, flint, lift, mapped, to_complex, to_float
 from robustad.arithmetic._ball_cost import TooLarge, cost, program_cost
 from robustad.arithmetic._ball_rules import enclosed
 
@@ -31,7 +31,7 @@ class BallArithmetic:
 
     def __init__(self, limit: float = LIMIT):
         self._limit, self._spent = limit, 0.0
-        self._costs: dict[int, float] = {}
+        self._costs: dict[Path, float] = {}
         self._tape: list[list[Any]] = []
         self._at: int | None = None
 
@@ -46,9 +46,9 @@ class BallArithmetic:
         return value.working
 
     def equation(self, eqn: Equation, operands: Sequence[Ball], path: Path) -> tuple[list[Ball], None]:
-        if id(eqn) not in self._costs:
-            self._costs[id(eqn)] = cost(eqn)
-        self._spent += self._costs[id(eqn)]
+        if path not in self._costs:
+            self._costs[path] = cost(eqn)
+        self._spent += self._costs[path]
         if self._spent > self._limit:
             raise TooLarge(f"the exact walk takes more than {self._limit:.0f} scalar operations.")
         if self._at is None:
@@ -60,7 +60,11 @@ class BallArithmetic:
         else:
             working = self._tape[self._at]
             self._at += 1
-        return [Ball(w, x) for w, x in zip(working, enclosed(eqn, operands, working))], None
+        return [Ball(w, x) for w, x in zip(working, self.twins(eqn, operands, working))], None
+
+    def twins(self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
+        """The exact outputs of an equation."""
+        return enclosed(eqn, operands, working)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,73 +81,84 @@ class Exact:
 class ExactWalk:
     """A program to be evaluated exactly at a working point, and near it."""
 
-    def __init__(self, program: Body, operands: Sequence[Any], limit: float = LIMIT):
+    def __init__(
+        self,
+        program: Body,
+        operands: Sequence[Any],
+        limit: float = LIMIT,
+        arithmetic: type[BallArithmetic] = BallArithmetic,
+    ):
         self._program, self._limit = program, limit
-        self._operands = [v if isinstance(v, Ball) else lift(v) for v in operands]
-        self._cost = program_cost(program)
-        if self._cost > limit:
+        self.operands = [v if isinstance(v, Ball) else lift(v) for v in operands]
+        self.cost = program_cost(program)
+        if self.cost > limit:
             raise TooLarge(
-                f"the program takes about {self._cost:.2g} scalar operations; the exact walk takes {limit:.2g} at most."
+                f"the program takes about {self.cost:.2g} scalar operations; the exact walk takes {limit:.2g} at most."
             )
-        self._arithmetic = BallArithmetic(limit)
+        self.arithmetic = arithmetic(limit)
         self._walked = False
 
     def at(self, exact: Sequence[np.ndarray | None] | None = None, bits: int = 128) -> list[Ball]:
         """The outputs with `bits` of precision, the operands' exact parts replaced by `exact` (None: kept)."""
-        operands = self._operands
+        operands = self.operands
         if exact is not None:
             operands = [v if x is None else Ball(v.working, x) for v, x in zip(operands, exact, strict=True)]
         if self._walked:
-            self._arithmetic.rewind()
+            self.arithmetic.rewind()
         with flint().ctx.workprec(bits):
-            outs = interpret_eagerly(self._arithmetic, self._program, operands)
+            outs = interpret_eagerly(self.arithmetic, self._program, operands)
         self._walked = True
         return outs
 
     def precisions(self) -> list[int]:
         """Those that are affordable."""
-        return [bits for bits in PRECISIONS if bits == 128 or self._cost * bits / 128 <= 4 * self._limit]
+        return [bits for bits in PRECISIONS if bits == 128 or self.cost * bits / 128 <= self._limit]
 
-    def outputs(self, exact: Sequence[np.ndarray | None] | None = None) -> list[Exact]:
-        """With as much precision as it takes, up to 8192 bits."""
+    def outputs(self, exact: Sequence[np.ndarray | None] | None = None, floor: int = -1500) -> list[Exact]:
+        """With as much precision as it takes, up to 8192 bits; what is surely below 2 to the power of `floor` is 0."""
         for bits in self.precisions():
             outs = self.at(exact, bits)
-            results = [_result(out, bits) for out in outs]
+            results = [_result(out, bits, floor) for out in outs]
             if all(r.determined.all() for r in results):
                 break
         return results
 
 
-def exact_outputs(program: Body, operands: Sequence[Any], limit: float = LIMIT) -> list[Exact]:
+def exact_outputs(program: Body, operands: Sequence[Any], limit: float = LIMIT, floor: int = -1500) -> list[Exact]:
     """What `program` would return on `operands` if nothing were rounded.
 
-    Evaluated with 128, 512, 2048 and 8192 bits until every output is known to 60 bits. What is below 2⁻¹⁵⁰⁰ at the last of
-    them is 0; what is still not known is not determined.
+    Evaluated with 128, 512, 2048 and 8192 bits until every output is known to 60 bits, or to be below 2 to the power of
+    `floor`, which counts as 0. What is still not known then is not determined.
 
     Args:
         program: from `_jaxpr.trace`. It is run once in its own dtypes, equation by equation, and takes its decisions there.
         operands: arrays; or `Ball`s whose exact parts differ from the working ones.
         limit: of the cost, in scalar operations at 128 bits.
+        floor: the exponent of two below which a number counts as 0.
 
     Raises:
         Unsupported: a primitive has no exact rule.
         TooLarge: the program takes more than `limit` scalar operations.
     """
-    return ExactWalk(program, operands, limit).outputs()
+    return ExactWalk(program, operands, limit).outputs(floor=floor)
 
 
-def _result(out: Ball, bits: int) -> Exact:
+def _result(out: Ball, bits: int, floor: int) -> Exact:
     if out.exact is None:
-        value = np.asarray(out.working) if not jax.dtypes.issubdtype(out.working.dtype, jax.dtypes.extended) else out.working
+        is_key = jax.dtypes.issubdtype(out.working.dtype, jax.dtypes.extended)
+        value = out.working if is_key else np.asarray(out.working)
         return Exact(out.working, None, value, np.ones(np.shape(out.working), bool))
+    is_complex = np.iscomplexobj(np.asarray(out.working))
     with flint().ctx.workprec(bits):
-        known = np.asarray(np.frompyfunc(determined, 1, 1)(out.exact), bool)
-        held = np.array(out.exact)
-        if bits == PRECISIONS[-1]:
-            tiny = ~known & np.asarray(np.frompyfunc(negligible, 1, 1)(held), bool)
-            held[tiny] = balls(np.zeros((), np.asarray(out.working).dtype))[()]
-            known = known | tiny
-        is_complex = np.iscomplexobj(np.asarray(out.working))
-        value = boxed(np.frompyfunc(to_complex if is_complex else to_float, 1, 1)(held))
-    value = value.astype(np.complex128 if is_complex else np.float64)
+        known = _where(determined, out.exact)
+        held, below = np.array(out.exact), flint().arb(2) ** floor
+        if not known.all():
+            tiny = ~known & _where(lambda x: abs(x) < below, held)
+            held[tiny] = balls(np.zeros((), complex if is_complex else float))[()]
+            known |= tiny
+        value = mapped(to_complex if is_complex else to_float, held).astype(complex if is_complex else float)
     return Exact(out.working, held, np.where(known, value, np.nan), known)
+
+
+def _where(condition: Callable[[Any], bool], x: np.ndarray) -> np.ndarray:
+    return np.asarray(np.frompyfunc(condition, 1, 1)(x), bool)
