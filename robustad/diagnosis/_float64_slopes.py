@@ -1,0 +1,118 @@
+"""Directional derivatives by differences in float64, for programs that the exact walk does not take.
+
+Central differences with halved steps, extrapolated to a step of 0 (Ridders, Adv. Eng. Software 4, 1982), whose tableau
+tells its own error.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from robustad import _jaxpr
+from robustad._interpret import interpret
+from robustad._jaxpr import Body
+from robustad.arithmetic import _shadow
+from robustad.arithmetic._moved_shadow import Moved, MovedArithmetic
+from robustad.diagnosis._slopes import Slope
+
+_HALVINGS = 10
+_STEPS = 2.0 ** -np.arange(3, 3 + _HALVINGS)
+
+
+class Float64Slopes:
+    """Of a program whose first operands are moved."""
+
+    exact = False
+
+    def __init__(self, program: Body, operands: Sequence[Any]):
+        self._program = program
+        self._operands = [jnp.asarray(x) for x in operands]
+        with jax.enable_x64(True):
+            self._run = jax.jit(self._evaluated)
+
+    def along(self, steps: Sequence[np.ndarray | None], per: float = 1.0) -> list[Slope]:
+        """The derivative of every output along `steps` (an array for each of the first operands, or None; of the size of
+        the operands), divided by `per`."""
+        factors = np.concatenate([_STEPS, -_STEPS, [0.0]])
+        found = []
+        for ties in (0.5, 0.0, 1.0):
+            outs = self.moved(steps, factors, ties)
+            found.append([_slope(out, per) for out in outs])
+            if ties == 0.0 and all(_alike(a, b) for a, b in zip(*found)):
+                break
+        return [_hull(slopes) for slopes in zip(*found)]
+
+    def moved(self, steps: Sequence[np.ndarray | None], factors: np.ndarray, ties: float = 0.5) -> list[np.ndarray]:
+        """The outputs at the working point plus each of `factors` times `steps`, stacked."""
+        full = [
+            np.zeros(np.shape(x), _shadow.wide(x.dtype)) if step is None else step
+            for x, step in zip(self._operands, steps)
+        ]
+        with jax.enable_x64(True):
+            outs = self._run(self._operands, full, factors, ties)
+        return [np.asarray(out) for out in outs]
+
+    def _evaluated(self, operands: Any, steps: Any, factors: Any, ties: Any) -> Any:
+        def at(factor: Any) -> list[Any]:
+            arithmetic = MovedArithmetic(ties)
+            values = [arithmetic.lift(x) for x in operands]
+            for k, step in enumerate(steps):
+                v = values[k]
+                values[k] = Moved(v.working, v.high, v.high + factor * step)
+            outs, _ = interpret(arithmetic, self._program, values)
+            return [v.working if v.moved is None else v.moved for v in outs]
+
+        return lax.map(at, factors)
+
+
+def _slope(values: np.ndarray, per: float) -> Slope:
+    """Ridders' extrapolation, element by element; `values` at the steps, their negatives, and 0."""
+    values = np.asarray(values)
+    shape = values.shape[1:]
+    if values.dtype.kind not in "f":
+        return Slope(*(np.full(shape, np.nan) for _ in range(3)), np.full(shape, np.inf))
+    flat = values.reshape(len(values), -1)
+    with np.errstate(all="ignore"):
+        parts = [_extrapolated(flat[:, i]) for i in range(flat.shape[1])]
+        columns = (np.array([p[k] for p in parts], float).reshape(shape) / per for k in range(4))
+        return Slope(*columns)
+
+
+def _extrapolated(f: np.ndarray) -> tuple[float, float, float, float]:
+    plus, minus, middle = f[:_HALVINGS], f[_HALVINGS:-1], f[-1]
+    noise = 2.0**-52 * np.maximum(np.maximum(abs(plus), abs(minus)), abs(middle)) / _STEPS
+    forward, backward = (plus - middle) / _STEPS, (middle - minus) / _STEPS
+    gap = abs(forward - backward)
+    sides = (forward[-1], backward[-1])
+    if np.isfinite(sides).all() and gap[-1] > 0.5 * gap[0] and gap[-1] > 100 * noise[-1]:
+        return float(np.mean(sides)), float(min(sides)), float(max(sides)), float(noise[-1])
+    column = (plus - minus) / (2 * _STEPS)
+    best, least = np.nan, np.inf
+    previous = column
+    for order in range(1, _HALVINGS):
+        factor = 4.0**order
+        column = (factor * previous[1:] - previous[:-1]) / (factor - 1)
+        errors = np.maximum(abs(column - previous[1:]), abs(column - previous[:-1])) + noise[order:]
+        errors = np.where(np.isfinite(errors), errors, np.inf)
+        if errors.size and errors.min() < least:
+            k = int(errors.argmin())
+            best, least = float(column[k]), float(errors[k])
+        previous = column
+    return best, best, best, 2 * least
+
+
+def _alike(a: Slope, b: Slope) -> bool:
+    """Whether ties make no difference."""
+    return np.array_equal(a.value, b.value, equal_nan=True)
+
+
+def _hull(slopes: Sequence[Slope]) -> Slope:
+    first = slopes[0]
+    if all(_alike(first, s) for s in slopes):
+        return first
+    low, high = np.min([s.low for s in slopes], 0), np.max([s.high for s in slopes], 0)
+    return Slope(first.value, low, high, np.max([s.error for s in slopes], 0))

@@ -1,0 +1,135 @@
+"""The verdict on one gradient leaf: finite, by a right rule, and with its digits."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from robustad.diagnosis._accuracy import STRUCTURAL_ZERO, norm
+from robustad.diagnosis._grad_check_report import LeafCheck
+from robustad.diagnosis._point import Gradient
+from robustad.diagnosis._probes import Probes, coordinates, from_coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a leaf's derivative.
+
+    expected: the derivative of the value, where no differences were taken what the derivative program gives without
+    rounding; NaN where neither is known; in `coordinates`, like `wrong`: where these two differ. told: a direction along
+    which they do, as (got, expected).
+    """
+
+    expected: np.ndarray
+    wrong: np.ndarray
+    told: tuple[float, float] | None
+
+
+def known(gradient: Gradient, probes: Probes, rtol: float, tiniest: float) -> Known:
+    """Compares a derivative program without rounding to the differences of the value.
+
+    Constants in the program (π, the coefficients of an approximation) are rounded to its dtype, and may cancel: 16 units in
+    the last place of the leaf's largest element are no fault. Nor is what is below its dtype's normal numbers (`tiniest`).
+    """
+    rules = coordinates(gradient.exact)
+    finite = np.abs(rules[np.isfinite(rules)])
+    floor = 16 * 2.0**-gradient.precision * float(np.max(finite, initial=0.0)) + tiniest
+    with np.errstate(invalid="ignore", over="ignore"):
+        nearest = np.clip(rules, probes.low, probes.high)
+        tolerance = rtol * np.fmax(np.abs(probes.value), np.abs(rules)) + probes.error + floor
+        decided = np.isfinite(probes.value) & np.isfinite(probes.error)
+        wrong = decided & ~np.isnan(rules) & ~(np.abs(rules - nearest) <= tolerance)
+    expected = np.where(wrong | (np.isnan(rules) & decided), probes.value, rules)
+    told = None
+    for v, slope in probes.directions:
+        terms = (rules * coordinates(np.conj(v))).ravel()
+        along, spread = math.fsum(terms) if np.isfinite(terms).all() else math.nan, norm(terms)
+        nearest = min(max(along, float(slope.low)), float(slope.high))
+        tolerance = rtol * max(abs(float(slope.value)), spread) + float(slope.error) + floor * norm(v.ravel())
+        if math.isfinite(tolerance) and abs(along - nearest) > tolerance:
+            told = (along, float(slope.value))
+    return Known(np.where(np.abs(expected) < tiniest, 0.0, expected), wrong, told)
+
+
+def judged(
+    got: np.ndarray,
+    gradient: Gradient,
+    probes: Probes,
+    reference: Known,
+    rtol: float,
+    describe: Callable[..., LeafCheck],
+) -> LeafCheck:
+    """The verdict on `got`, the leaf as one mode of differentiation gives it: NaN where `reference` was not computed for
+    it is no fault only where `got` was not either (forward mode computes the probed elements alone)."""
+    g, expected = coordinates(got), reference.expected
+    present = probes.taken if got is not gradient.working else np.ones(len(g), bool)
+    g, want = g[present], expected[present]
+    same = (g == want) | (np.isinf(g) & np.isnan(want))  # infinities, and infinities of which nothing is known
+    nonfinite = ~np.isfinite(g) & ~same
+    compared = np.isfinite(g) & np.isfinite(want)
+    a, b = np.where(compared, g, 0.0), np.where(compared, want, 0.0)
+    with np.errstate(over="ignore"):
+        error = np.abs(a - b)
+    if not np.isfinite(error).all():
+        error = np.minimum(error, np.finfo(float).max)
+    rounding = _loses(a, b, gradient, rtol, whole=bool(present.all()), size=norm(_finite(expected)))
+    rounding = rounding or bool((np.isinf(want) & np.isfinite(g)).any())
+    ruled = bool(reference.wrong.any()) or reference.told is not None
+    reason = "nonfinite" if nonfinite.any() else "rule" if ruled else "rounding" if rounding else ""
+
+    wrong = reference.wrong[present]
+    score = np.where(nonfinite, np.inf, np.where(wrong.any() & ~wrong, -1.0, error)) if g.size else error
+    there, element = (0.0, 0.0), None
+    if reference.told is not None and not wrong.any() and not nonfinite.any():
+        there = reference.told
+    elif g.size:
+        row = int(np.argmax(score.max(1)))
+        element = tuple(int(i) for i in np.unravel_index(np.flatnonzero(present)[row], got.shape))
+        there = (_number(g[row], got), _number(want[row], got))
+    absolute = abs(there[0] - there[1])
+    size = norm(b.ravel())
+    return describe(
+        gradient=got,
+        expected=from_coordinates(expected, got),
+        ok=not reason,
+        reason=reason,
+        element=element,
+        got=there[0],
+        expected_there=there[1],
+        absolute=float(absolute),
+        relative=float(absolute / max(1.0, *(abs(x) for x in there if not np.isnan(x)))),
+        norm_error=norm(error.ravel()) / size if size else float(norm(error.ravel()) > 0),
+        checked=int(np.isfinite(probes.value[probes.taken]).all(-1).sum()) if probes.taken.any() else 0,
+        directions=len(probes.directions),
+        undetermined=int(np.isnan(want).any(-1).sum()) if want.size else 0,
+        kinks=int((probes.low < probes.high).any(-1).sum()) if probes.low.size else 0,
+    )
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(x), x, 0.0).ravel()
+
+
+def _loses(a: np.ndarray, b: np.ndarray, gradient: Gradient, rtol: float, whole: bool, size: float) -> bool:
+    """Whether a leaf, or a slice of it, has lost more than its share of digits.
+
+    A sample of its elements is measured against its share of the norm of all. A structural zero is measured against the
+    terms that cancel to it: what is proven to be 0, or in float64 what is far below its terms.
+    """
+
+    def lossy(x: np.ndarray, y: np.ndarray, terms: float, size: float) -> bool:
+        structural_zero = size == 0 if gradient.proven else size < STRUCTURAL_ZERO * terms
+        return norm(x - y) > rtol * (terms if structural_zero else size)
+
+    if not whole:
+        share = math.sqrt(len(a) / max(gradient.working.size, 1))
+        return lossy(a.ravel(), b.ravel(), float(np.max(gradient.terms)), max(size * share, norm(b.ravel())))
+    rows = gradient.slices or 1
+    terms = np.broadcast_to(np.atleast_1d(gradient.terms), (rows,))
+    each = zip(a.reshape(rows, -1), b.reshape(rows, -1), terms, strict=True)
+    return any(lossy(x, y, float(t), norm(y)) for x, y, t in each)
+
+
+def _number(x: np.ndarray, like: np.ndarray) -> float | complex:
+    return complex(x[0], -x[1]) if np.iscomplexobj(like) else float(x[0])
