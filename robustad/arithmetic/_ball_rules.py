@@ -195,7 +195,9 @@ def _remainder(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) 
 @rule("sort")
 def _sort(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
     axis, shape = eqn.params["dimension"], np.shape(operands[0].working)
-    places = np.moveaxis(np.broadcast_to(np.arange(shape[axis], dtype=np.int32), np.moveaxis(np.empty(shape), axis, -1).shape), -1, axis)
+    places = np.moveaxis(
+        np.broadcast_to(np.arange(shape[axis], dtype=np.int32), np.moveaxis(np.empty(shape), axis, -1).shape), -1, axis
+    )
     *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), np.array(places)])
     return [None if v.exact is None else np.take_along_axis(v.exact, np.asarray(order), axis) for v in operands]
 

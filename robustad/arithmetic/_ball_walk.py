@@ -96,6 +96,8 @@ class ExactWalk:
                 f"the program takes about {self.cost:.2g} scalar operations; the exact walk takes {limit:.2g} at most."
             )
         self.arithmetic = arithmetic(limit)
+        self.bits = PRECISIONS[0]
+        """The precision of the last walk."""
         self._walked = False
 
     def at(self, exact: Sequence[np.ndarray | None] | None = None, bits: int = 128) -> list[Ball]:
@@ -105,6 +107,7 @@ class ExactWalk:
             operands = [v if x is None else Ball(v.working, x) for v, x in zip(operands, exact, strict=True)]
         if self._walked:
             self.arithmetic.rewind()
+        self.bits = bits
         with flint().ctx.workprec(bits):
             outs = interpret_eagerly(self.arithmetic, self._program, operands)
         self._walked = True

@@ -167,10 +167,10 @@ class OriginArithmetic:
             np.int32(self.numbers.get(path, 0)), np.int32(0)
         )  # a tracer inside a loop, where no options are allowed
         step = _traced_step if _jaxpr.is_traced(site) else _single_step
-        return step(_Recipe(eqn), list(operands), site, self.precision), None
+        return step(Recipe(eqn), list(operands), site, self.precision), None
 
 
-class _Recipe:
+class Recipe:
     """An equation without its place: two that compute alike are equal, and are compiled once."""
 
     def __init__(self, eqn: Equation):
@@ -179,7 +179,7 @@ class _Recipe:
         self.key = (eqn.primitive, _identity(eqn.ctx), *params, *(str(v.aval) for v in eqn.outvars))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Recipe) and self.key == other.key
+        return isinstance(other, Recipe) and self.key == other.key
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -194,11 +194,15 @@ def _identity(param: Any) -> Any:
     return param
 
 
-def _step(recipe: _Recipe, operands: list[Origin], site: Array, precision: int) -> list[Origin]:
+def _step(recipe: Recipe, operands: list[Origin], site: Array, precision: int) -> list[Origin]:
     """The outputs of one equation, with their tags."""
+    working, highs = _shadow.shadowed(recipe.eqn, [v.shadow for v in operands])
+    return tagged(recipe, operands, [lifted(Shadow(w, h), precision) for w, h in zip(working, highs)], site)
+
+
+def tagged(recipe: Recipe, operands: list[Origin], outs: list[Origin], site: Array) -> list[Origin]:
+    """The outputs of an equation with their tags, which they came without."""
     eqn = recipe.eqn
-    working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
-    outs = [lifted(Shadow(w, h), precision) for w, h in zip(working, highs)]
     if all(v.high is None for v in operands) or all(o.high is None for o in outs):
         return outs
     tags = _moved(eqn, operands, outs, site)
@@ -206,7 +210,7 @@ def _step(recipe: _Recipe, operands: list[Origin], site: Array, precision: int) 
         tags = [o.tag if o.high is None else judged(eqn, operands, o, site) for o in outs]
     # XLA would fuse a value's whole history into each of its uses, and take minutes to compile it.
     held = lax.optimization_barrier([(o.working, o.high, t) for o, t in zip(outs, tags)])
-    return [Origin(w, h, t, precision) for w, h, t in held]
+    return [Origin(w, h, t, o.precision) for o, (w, h, t) in zip(outs, held)]
 
 
 _traced_step = jax.jit(_step, static_argnums=(0, 3))

@@ -1,5 +1,6 @@
 """`audit`: where and why is this gradient wrong?"""
 
+import dataclasses
 import functools
 import logging
 import time
@@ -23,6 +24,7 @@ from robustad.diagnosis._leaves import Leaf
 from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
+from robustad.diagnosis._truth import truth
 
 log = logging.getLogger("robustad")
 
@@ -96,22 +98,25 @@ def _run(
     with jax.enable_x64(True):
         log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
-        leaves = [
-            accuracy(g.working, g.high, known, _terms(known, sizes)) for g, known in zip(gradients, audited.leaves)
-        ]
-        reference, value_bits = _value(value, audited)
-        wrong = _wrong(taken.names, value, leaves, threshold)
-        names = {name for _, name, *_ in wrong}
-        if "value" not in names and (value_bits or 0.0) > threshold * (audited.value.precision or 53):
-            wrong.append((0, "value", None, np.ones(1, bool)))  # worth a note, though it decides nothing
+        outputs = [value, *gradients]
+        verdict = _verdict(audited, outputs, sizes, threshold)
+        exact = truth(audited, EXACT_LIMIT) if verdict.wrong or verdict.doubtful else None
+        bits_needed = None
+        if exact is not None:
+            highs = [np.asarray(out.high) for out in outputs]
+            bits_needed = exact.bits if exact.refutes(highs, [k.precision or 53 for k in audited.outputs]) else None
+            outputs = [o if t is None else Shadow(o.working, t) for o, t in zip(outputs, exact.outputs)]
+            known = [t is not None for t in exact.outputs]
+            verdict = _verdict(audited, outputs, sizes, threshold, known)
+        leaves, wrong, names = verdict.leaves, verdict.wrong, verdict.names
+        reference, value_bits = verdict.value
         nonfinite = {name for _, name, leaf, _ in wrong if name in names and (leaf is None or leaf.nonfinite)}
         bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
-        blamed = blame(audited, wrong, bool(nonfinite)) if wrong else []
+        blamed = blame(audited, wrong, bool(nonfinite), bits_needed) if wrong else []
         if nonfinite and not blamed:
             _refuse_nan(taken)
-        ranked = rank(audited, _rankable(wrong, nonfinite, bits))
-        reader = Reader(audited)
-        found, notes = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
+        ranked = rank(audited, _rankable(wrong, nonfinite, bits)) if bits_needed is None else {}
+        found, notes = _causes.findings(Reader(audited), blamed, ranked, names, nonfinite, bits)
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
     return Report(
         value=value.working,
@@ -132,8 +137,46 @@ def _run(
     )
 
 
+EXACT_LIMIT = 3e6
+"""Scalar operations that an exact reference may take: about a second."""
+
 Wrong: TypeAlias = tuple[int, str, Accuracy | None, np.ndarray]
 """(number of the output, its name, its accuracy or None for the value, its failing slices)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Verdict:
+    """leaves, value (reference, bits lost): the outputs beside their references. names: of the outputs behind ok = False.
+    wrong: those, and the value where it is worth a note. doubtful: whether some reference is missing, or is a plain 0."""
+
+    leaves: list[Accuracy]
+    value: tuple[float | None, float | None]
+    wrong: list[Wrong]
+    names: set[str]
+    doubtful: bool
+
+
+def _verdict(
+    audited: Audited,
+    outputs: Sequence[Shadow],
+    sizes: dict[_jaxpr.Path, jax.Array],
+    threshold: float,
+    exact: Sequence[bool] | None = None,
+) -> _Verdict:
+    """The outputs beside their references, float64's or, where `exact`, better ones, which float64 programs have too."""
+    value, *gradients = outputs
+    in_value, *in_leaves = [
+        dataclasses.replace(known, precision=known.precision or (53 if good else None))
+        for known, good in zip(audited.outputs, exact or [False] * len(outputs))
+    ]
+    leaves = [accuracy(g.working, g.high, known, _terms(known, sizes)) for g, known in zip(gradients, in_leaves)]
+    reference, value_bits = _value(value, in_value.precision)
+    wrong = _wrong(audited.arguments.names, value, leaves, threshold)
+    names = {name for _, name, *_ in wrong}
+    if "value" not in names and (value_bits or 0.0) > threshold * (in_value.precision or 53):
+        wrong.append((0, "value", None, np.ones(1, bool)))  # worth a note, though it decides nothing
+    doubtful = any(leaf.reference is None or not leaf.reference.any() for leaf in leaves) or not reference
+    return _Verdict(leaves, (reference, value_bits), wrong, names, doubtful)
 
 
 def _wrong(names: Sequence[str], value: Shadow, leaves: Sequence[Accuracy], threshold: float) -> list[Wrong]:
@@ -163,9 +206,9 @@ def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
     return total
 
 
-def _value(value: Shadow, audited: Audited) -> tuple[float | None, float | None]:
+def _value(value: Shadow, precision: int | None) -> tuple[float | None, float | None]:
     """The value's reference and the bits that it has lost; None where there is no reference."""
-    precision, reference = audited.value.precision, float(np.asarray(value.high))
+    reference = float(np.asarray(value.high))
     if precision is None or not np.isfinite(reference):
         return None, None
     return reference, bits_lost(np.asarray(value.working, np.float64), np.asarray(reference), precision)

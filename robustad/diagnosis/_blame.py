@@ -14,6 +14,7 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._jaxpr import Path, Site
+from robustad.arithmetic._exact_origin import ExactOriginArithmetic, exact_origins
 from robustad.arithmetic._origin import (
     MOST_SITES,
     Event,
@@ -55,12 +56,15 @@ class Blamed:
 
 
 def blame(
-    audited: Audited, wrong: Sequence[tuple[int, str, Accuracy | None, np.ndarray]], nonfinite: bool
+    audited: Audited,
+    wrong: Sequence[tuple[int, str, Accuracy | None, np.ndarray]],
+    nonfinite: bool,
+    bits: int | None = None,
 ) -> list[Blamed]:
     """The equations behind the outputs that are wrong, those with the largest shares first.
 
     `wrong` has (number of the output, its name, its accuracy or None for the value, its failing slices); `nonfinite`:
-    whether one of them is not finite.
+    whether one of them is not finite; `bits`: where float64 cannot be trusted, the precision of exact twins.
     """
     flow = audited.flow
     wanted = flow.equations(flow.ancestors(node for k, *_ in wrong for node in flow.outputs[k]))
@@ -72,8 +76,7 @@ def blame(
     default = audited.value.precision or 53
     for precision in sorted({(a.precision if a else None) or default for _, _, a, _ in wrong}):
         log.info("tracking the origins of errors through %d equations", len(sites))
-        # Not one program: equation by equation, each kind of which is compiled once however often it occurs.
-        outs, _ = audited.walked(OriginArithmetic(numbers, precision))(*audited.operands)
+        outs = _origins(audited, numbers, precision, bits)
         groups: dict[Any, _Group] = {}
         for k, name, leaf, failing in wrong:
             if ((leaf.precision if leaf else None) or default) == precision:
@@ -81,8 +84,30 @@ def blame(
                     site = sites[number - 1]
                     group = groups.setdefault((site.location or site.path, event), _Group())
                     group.add(name, share, (number, event, invalid))
-        found += _looked_at(audited, precision, _largest(list(groups.values())), sites, nonfinite)
+        found += _looked_at(audited, precision, _largest(list(groups.values())), sites, nonfinite, bits)
     return sorted(found, key=lambda b: -max(b.shares.values()))
+
+
+def _origins(audited: Audited, numbers: dict[Path, int], precision: int, bits: int | None) -> list[Any]:
+    """The outputs with their tags."""
+    if (
+        bits is None
+    ):  # not one program: equation by equation, each kind of which is compiled once however often it occurs
+        return audited.walked(OriginArithmetic(numbers, precision))(*audited.operands)[0]
+    constants, inputs = audited.operands
+    return exact_origins(audited.closed, [*constants, *inputs], ExactOriginArithmetic(numbers, precision), bits)
+
+
+def _records(
+    audited: Audited, events: Sequence[tuple[Path, int]], suspects: frozenset[Path], precision: int, bits: int | None
+) -> dict[Path, Any]:
+    """What is to be seen at some equations: see `SampleArithmetic`."""
+    if bits is None:
+        return jax.jit(audited.walked(SampleArithmetic(tuple(events), suspects, precision)))(*audited.operands)[1]
+    constants, inputs = audited.operands
+    looking = ExactOriginArithmetic({}, precision, events, suspects)
+    exact_origins(audited.closed, [*constants, *inputs], looking, bits)
+    return looking.records
 
 
 class _Group:
@@ -112,7 +137,7 @@ def _largest(groups: list[_Group]) -> list[_Group]:
 
 
 def _looked_at(
-    audited: Audited, precision: int, groups: list[_Group], sites: list[Site], nonfinite: bool
+    audited: Audited, precision: int, groups: list[_Group], sites: list[Site], nonfinite: bool, bits: int | None
 ) -> list[Blamed]:
     """The groups, with the worst element of each."""
     if not groups:
@@ -122,14 +147,13 @@ def _looked_at(
     quiet = {path for path, event in blamed if nonfinite and event not in _NONFINITE}
     behind = {path: _behind(audited, path) for path in quiet}
     suspects = frozenset(p for paths in behind.values() for p in paths)
-    looking = SampleArithmetic(tuple(sorted(blamed)), suspects, precision)
-    _, records = jax.jit(audited.walked(looking))(*audited.operands)
+    records = _records(audited, sorted(blamed), suspects, precision, bits)
     found = []
     for group in groups:
         number, event, invalid = group.key
         site = sites[number - 1]
         sample = {k: np.asarray(v) for k, v in records[site.path][str(event)].items()}
-        shows = [p for p in behind.get(site.path, ()) if bool(records[p]["born"])]
+        shows = [p for p in behind.get(site.path, ()) if p in records and bool(records[p]["born"])]
         first = audited.flow.sites[shows[0]] if shows else None
         klass = Invalid(invalid) if invalid else None
         found.append(Blamed(site, Event(event), klass, group.shares, precision, sample, first))

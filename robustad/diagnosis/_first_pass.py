@@ -30,6 +30,11 @@ class Audited:
     """The scalar function of (leaves, others) that was differentiated."""
 
     @property
+    def outputs(self) -> list[Leaf]:
+        """The value and the gradient leaves."""
+        return [self.value, *self.leaves]
+
+    @property
     def operands(self) -> tuple[list[Array], list[Array]]:
         """What every pass is run on: the constants that the program closes over, and its inputs."""
         constants = [jnp.asarray(c) for _, c in self.program.constants]

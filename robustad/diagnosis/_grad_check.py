@@ -106,7 +106,9 @@ class _Options:
             if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
                 raise AuditError(f"`{name}` must be an integer >= 0; got {n!r}.")
         if elements + directions == 0:
-            raise AuditError("`elements` and `directions` are both 0: there is nothing to check. Leave out one of them.")
+            raise AuditError(
+                "`elements` and `directions` are both 0: there is nothing to check. Leave out one of them."
+            )
         return _Options(tuple(map(float, given)), order, rtol, int(elements), int(directions), seed_of(key))
 
 
@@ -128,7 +130,9 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
     for scale in options.scales:
         scaled = [_scaled(x, scale) for x in leaves]
         if lost := [name for name, x, y in zip(audited.arguments.names, leaves, scaled) if _unscalable(x, y)]:
-            notes.append(f"not checked at scale {scale:g}: {', '.join(lost) or 'the argument'} leaves its dtype's range.")
+            notes.append(
+                f"not checked at scale {scale:g}: {', '.join(lost) or 'the argument'} leaves its dtype's range."
+            )
             continue
         function, program = audited.function, audited
         for order in range(1, options.order + 1):

@@ -118,9 +118,7 @@ class ExactSlopes:
                 break
         return made
 
-    def _differences(
-        self, steps: Any, per: float, ties: float, shift: int, bits: int
-    ) -> list[list[_Differences]]:
+    def _differences(self, steps: Any, per: float, ties: float, shift: int, bits: int) -> list[list[_Differences]]:
         base, _ = self._base(bits, ties)
         with flint().ctx.workprec(bits):
             h = flint().arb(2) ** -shift

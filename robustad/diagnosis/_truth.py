@@ -1,0 +1,52 @@
+"""A second opinion on the reference: exact twins, where the program is small and python-flint is installed.
+
+float64 shares the program's faults where they are not rounding: ranges, masks, functions flat to the last bit. Where its
+verdict is bad, or nothing can be concluded from it, the program is walked with balls of as many bits as it takes.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from robustad._eager import Unsupported
+from robustad.arithmetic._ball import flint
+from robustad.arithmetic._ball_cost import TooLarge
+from robustad.arithmetic._ball_walk import ExactWalk
+from robustad.diagnosis._accuracy import norm
+from robustad.diagnosis._first_pass import Audited
+
+log = logging.getLogger("robustad")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Truth:
+    """outputs: the exact value and gradient leaves, rounded to float64; None where they are undefined or not known. bits:
+    the precision that it took."""
+
+    outputs: list[np.ndarray | None]
+    bits: int
+
+    def refutes(self, highs: Sequence[np.ndarray], precisions: Sequence[int]) -> bool:
+        """Whether a float64 reference is off by what counts at an output's precision."""
+        for true, high, p in zip(self.outputs, highs, precisions, strict=True):
+            if true is not None and not norm(high - true) <= 2.0 ** -(p + 2) * norm(true):
+                return True
+        return False
+
+
+def truth(audited: Audited, limit: float) -> Truth | None:
+    """The exact outputs; None where python-flint is missing, a primitive has no rule or it takes more than `limit` scalar
+    operations."""
+    try:
+        flint()
+        constants, inputs = audited.operands
+        walk = ExactWalk(audited.closed, [*constants, *inputs], limit)
+        log.info("the same in exact arithmetic")
+        results = walk.outputs()
+    except (ImportError, Unsupported, TooLarge) as reason:
+        log.debug("no exact reference: %s", reason)
+        return None
+    known = [r.value if r.determined.all() and np.isfinite(r.value).all() else None for r in results]
+    return Truth(known, walk.bits)
