@@ -72,14 +72,17 @@ def high(value: Shadow) -> Array:
 # ------------------------------------------------------------------------------------- the regular primitives
 
 
+def widened_parameters(eqn: Equation) -> dict[str, Any]:
+    """The parameters of a primitive that hold a dtype or a precision, for float64."""
+    held = {key: eqn.params.get(key) for key in ("preferred_element_type", "new_dtype", "input_dtype")}
+    wider = {k: wide(dtype) for k, dtype in held.items() if dtype is not None and jnp.issubdtype(dtype, jnp.inexact)}
+    # A preset of bf16 passes means nothing to float64.
+    return wider | ({"precision": None} if "precision" in eqn.params else {})
+
+
 def _same(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array], **changed: Any) -> list[Array | None]:
     """The same primitive on the twins, its dtype parameters widened."""
-    for key in ("preferred_element_type", "new_dtype", "input_dtype"):
-        if (dtype := eqn.params.get(key)) is not None and jnp.issubdtype(dtype, jnp.inexact):
-            changed.setdefault(key, wide(dtype))
-    if "precision" in eqn.params:  # a preset of bf16 passes means nothing to float64
-        changed.setdefault("precision", None)
-    outs = _jaxpr.evaluate(eqn, [high(v) for v in operands], **changed)
+    outs = _jaxpr.evaluate(eqn, [high(v) for v in operands], **(widened_parameters(eqn) | changed))
     return [out if _jaxpr.is_inexact(w) else None for out, w in zip(outs, working)]
 
 
@@ -308,14 +311,20 @@ def is_lost(eqn: Equation) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class ShadowArithmetic:
-    """The plain shadow walk. It watches the equations whose terms' size is asked for (see `terms_size`)."""
+    """The plain shadow walk. It watches the equations whose terms' size is asked for (see `terms_size`), and counts how
+    often the twins would decide otherwise than the working values in `decisions`."""
 
-    watched: frozenset[Path] = frozenset()
+    terms: frozenset[Path] = frozenset()
+    decisions: frozenset[Path] = frozenset()
     whole: frozenset[type] = frozenset()
     per_iteration: frozenset[tuple[Path, Path, int]] = frozenset()
     """(watched path, loop, length): there, the record of each iteration of that loop is kept by itself."""
     last_only: frozenset[tuple[Path, Path]] = frozenset()
     """(watched path, loop): there, the record of the last iteration counts, for a carry that is not a running sum."""
+
+    @property
+    def watched(self) -> frozenset[Path]:
+        return self.terms | self.decisions
 
     def lift(self, x: Any) -> Shadow:
         return lift(x)
@@ -325,7 +334,9 @@ class ShadowArithmetic:
 
     def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
         working, highs = shadowed(eqn, operands)
-        record = terms_size(eqn, operands, highs) if path in self.watched else None
+        record = terms_size(eqn, operands, highs) if path in self.terms else None
+        if path in self.decisions:
+            record = otherwise(eqn, operands, working)
         return [Shadow(w, h) for w, h in zip(working, highs)], record
 
     def blank(self, path: Path, at: Path) -> Array:
@@ -336,6 +347,16 @@ class ShadowArithmetic:
         if (path, at) in self.last_only:
             return new
         return record + new if record.shape == new.shape else record.at[iteration].add(new)
+
+
+DECIDING = frozenset("lt le gt ge eq ne floor ceil round sign argmax argmin convert_element_type".split())
+"""Primitives that jump: what they make of the twins need not be what they make of the working values."""
+
+
+def otherwise(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> Array:
+    """How many elements of a decision the twins would take otherwise, a float64."""
+    (own,) = _jaxpr.evaluate(eqn, [high(v) for v in operands])
+    return jnp.sum(own != working[0].astype(own.dtype), dtype=np.float64)
 
 
 def terms_size(eqn: Equation, operands: Sequence[Shadow], highs: Sequence[Array | None]) -> Array:

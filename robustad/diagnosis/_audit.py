@@ -18,6 +18,7 @@ from robustad.diagnosis import _causes
 from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost
 from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._blame import blame
+from robustad.diagnosis._divergence import divergence, divergences
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._first_pass import Audited, gradient_program, shadow_program
 from robustad.diagnosis._leaves import Leaf
@@ -98,25 +99,36 @@ def _run(
     with jax.enable_x64(True):
         log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
-        outputs = [value, *gradients]
+        outputs: list[Any] = [value, *gradients]
         verdict = _verdict(audited, outputs, sizes, threshold)
         exact = truth(audited, EXACT_LIMIT) if verdict.wrong or verdict.doubtful else None
         bits_needed = None
         if exact is not None:
             highs = [np.asarray(out.high) for out in outputs]
             bits_needed = exact.bits if exact.refutes(highs, [k.precision or 53 for k in audited.outputs]) else None
-            outputs = [o if t is None else Shadow(o.working, t) for o, t in zip(outputs, exact.outputs)]
+            outputs = [o if t is None else Shadow(o.working, jnp.asarray(t)) for o, t in zip(outputs, exact.outputs)]
             known = [t is not None for t in exact.outputs]
             verdict = _verdict(audited, outputs, sizes, threshold, known)
+        other = divergence(audited, outputs, sizes, threshold)
+        if other is not None and other.decides:
+            outputs = [Shadow(o.working, jnp.asarray(x)) for o, x in zip(outputs, other.outputs)]
+            verdict = _verdict(audited, outputs, sizes, threshold)
         leaves, wrong, names = verdict.leaves, verdict.wrong, verdict.names
         reference, value_bits = verdict.value
         nonfinite = {name for _, name, leaf, _ in wrong if name in names and (leaf is None or leaf.nonfinite)}
         bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
-        blamed = blame(audited, wrong, bool(nonfinite), bits_needed) if wrong else []
-        if nonfinite and not blamed:
-            _refuse_nan(taken)
-        ranked = rank(audited, _rankable(wrong, nonfinite, bits)) if bits_needed is None else {}
-        found, notes = _causes.findings(Reader(audited), blamed, ranked, names, nonfinite, bits)
+        reader, found, notes = Reader(audited), [], []
+        if other is not None:
+            most = max((bits[name] or 0.0 for name in names), default=None)
+            first, *rest = divergences(reader, other, sorted(names), most)
+            found, notes = ([first], rest) if other.decides and names else ([], [first, *rest])
+        if wrong and not found:
+            blamed = blame(audited, wrong, bool(nonfinite), bits_needed)
+            if nonfinite and not blamed:
+                _refuse_nan(taken)
+            ranked = rank(audited, _rankable(wrong, nonfinite, bits)) if bits_needed is None else {}
+            found, others = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
+            notes = [*others, *notes]
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
     return Report(
         value=value.working,

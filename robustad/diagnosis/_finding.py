@@ -10,7 +10,7 @@ class Finding:
 
     Attributes:
         kind: "nan", "overflow", "underflow", "cancellation", "absorption", "unstable-derivative", "zero-times-inf",
-            "vanishing", "exploding", "ill-conditioned", "shadow-lost" or "reference-untrusted".
+            "vanishing", "exploding", "ill-conditioned", "branch-divergence", "shadow-lost" or "reference-untrusted".
         phase: "forward" where the equation computes the value, "backward" where it computes the derivative only.
         file, line, function: the user's statement (line is 1-based); "<unknown>", 0 and "" where no frame is the user's.
         primitive: the JAX primitive to blame; for an equation of a derivative rule, the primitive that it differentiates.

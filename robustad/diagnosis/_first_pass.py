@@ -11,8 +11,8 @@ from jax import Array
 from robustad import _jaxpr
 from robustad._flow import Flow
 from robustad._interpret import interpret
-from robustad._jaxpr import Body
-from robustad.arithmetic._shadow import Shadow, ShadowArithmetic
+from robustad._jaxpr import Body, Path
+from robustad.arithmetic._shadow import DECIDING, Shadow, ShadowArithmetic
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._leaves import Leaf, leaves
 
@@ -26,6 +26,8 @@ class Audited:
     flow: Flow
     leaves: list[Leaf]
     value: Leaf
+    decisions: frozenset[Path]
+    """The equations at which the value's program decides something by floating values."""
     function: Callable[..., Array]
     """The scalar function of (leaves, others) that was differentiated."""
 
@@ -95,7 +97,7 @@ def gradient_program(
                 "part with values, for example jnp.ndarray.at or a scan's carry."
             )
     value, *gradients = leaves(flow, [None, *flow.inputs[: len(taken.leaves)]], flow.outputs)
-    return Audited(taken, program, flow, gradients, value, scalar)
+    return Audited(taken, program, flow, gradients, value, _decisions(flow), scalar)
 
 
 def _message(e: Exception) -> str:
@@ -126,11 +128,24 @@ def shadow_program(audited: Audited) -> Callable[..., tuple[list[Shadow], Any]]:
     """The first pass as a jitted function of `audited.operands`, to be run inside `jax.enable_x64(True)`."""
     terms = [(term, one.slices) for one in audited.leaves for term in one.terms]
     arithmetic = ShadowArithmetic(
-        watched=frozenset(term.path for term, _ in terms),
+        terms=frozenset(term.path for term, _ in terms),
+        decisions=audited.decisions,
         per_iteration=frozenset((term.path, term.loop, n) for term, n in terms if term.loop is not None and n),
         last_only=frozenset((term.path, loop) for term, _ in terms for loop in term.last_of),
     )
     return jax.jit(audited.walked(arithmetic))
+
+
+def _decisions(flow: Flow) -> frozenset[Path]:
+    """The equations of the value's program at which it decides something by floating values."""
+    value = flow.equations(flow.ancestors(flow.outputs[0]))
+    sites = (site for site in flow.sites.values() if site.path in value and site.primitive in DECIDING)
+    return frozenset(
+        site.path
+        for site in sites
+        if _jaxpr.is_inexact(site.equation.invars[0])
+        and (site.primitive != "convert_element_type" or not _jaxpr.is_inexact(site.equation.outvars[0]))
+    )
 
 
 def first_pass(f: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
