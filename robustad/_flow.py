@@ -98,6 +98,13 @@ class Flow:
                     self._link("equation", outs, [results[0][0]] * len(outs), here)
         return [self._node(path, atom) for atom in program.outputs]
 
+    def mark_tangents(self, directions: Iterable[Node]) -> None:
+        """In forward mode: what is computed from the directions carries a derivative, as transposed equations do in reverse
+        mode."""
+        moved = self.equations(self.descendants(directions))
+        for path in moved:
+            self.sites[path] = dataclasses.replace(self.sites[path], transposed=True)
+
     def ancestors(self, nodes: Iterable[Node]) -> set[Node]:
         """Every node that the given ones are computed from, themselves included."""
         stack = list(nodes)

@@ -340,7 +340,10 @@ def is_transposed(eqn: Equation) -> bool:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
-    """An equation of a whole program: where it stands in the program and in the user's code."""
+    """An equation of a whole program: where it stands in the program and in the user's code.
+
+    transposed: whether it carries a cotangent (in forward mode, a tangent).
+    """
 
     path: Path
     equation: Equation

@@ -9,7 +9,7 @@ from jax import lax
 import robustad as rad
 from robustad.arithmetic._origin import OriginArithmetic
 from robustad.diagnosis import AuditError
-from robustad.diagnosis._first_pass import gradient_program
+from robustad.diagnosis._program import derivative_program
 
 
 def test_one_statement_of_an_unrolled_loop_is_one_cause():
@@ -70,7 +70,7 @@ def test_two_callbacks_that_look_alike_are_two():
         a, b = (jax.pure_callback(Times(k), shape, x) for k in (1.0, 5.0))
         return jnp.sum(w * (b - a))
 
-    audited = gradient_program(loss, 0, False, (jnp.ones(2), jnp.ones(2)), {})
+    audited = derivative_program(loss, 0, False, (jnp.ones(2), jnp.ones(2)), {})
     numbers = {path: k + 1 for k, path in enumerate(audited.flow.sites)}
     with jax.enable_x64(True):
         (value, _), _ = audited.walked(OriginArithmetic(numbers, 24))(*audited.operands)

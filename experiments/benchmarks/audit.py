@@ -149,10 +149,10 @@ def audited(loss: Loss, args: Args) -> Program:
 
 
 def ranked(loss: Loss, args: Args) -> Program:
-    from robustad.diagnosis._first_pass import gradient_program
+    from robustad.diagnosis._program import derivative_program
     from robustad.diagnosis._ranking import ranking_program
 
-    audited = gradient_program(loss, 0, False, args, {})
+    audited = derivative_program(loss, 0, False, args, {})
     program, _ = ranking_program(audited)
     with jax.enable_x64(True):
         weights = [jnp.zeros(()), *(jnp.ones(()) for _ in audited.leaves)]

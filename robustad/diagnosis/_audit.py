@@ -15,13 +15,15 @@ from robustad import _jaxpr
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis import _causes
-from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost
+from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost, wide
 from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._blame import blame
+from robustad.diagnosis._contribution import contributions
 from robustad.diagnosis._divergence import divergence, divergences
 from robustad.diagnosis._finding import Finding
-from robustad.diagnosis._first_pass import Audited, gradient_program, shadow_program
+from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._leaves import Leaf
+from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
@@ -36,6 +38,10 @@ def audit(
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
     threshold: float = 0.5,
+    mode: str = "vjp",
+    order: int = 1,
+    tangents: Any = None,
+    ranking: bool | None = None,
 ) -> Callable[..., Report]:
     r"""Where, why and how badly is the gradient of `f` wrong?
 
@@ -52,6 +58,12 @@ def audit(
             \(\mathrm{clip}(p + \log_2(\lVert g - g^* \rVert_2 / s), 0, p)\) with p = 24 in float32, 11 in float16, 8 in
             bfloat16 (the narrowest dtype that the leaf's computation passes through) and s the norm of the reference, or,
             for a structural zero, the size of the terms that its last reduction adds up.
+        mode: "vjp" audits the gradient. "jvp" audits forward mode: `f` may return any pytree of arrays, and the leaves are
+            the tangents of its floating outputs (`Report.value` is then all of them in one array, where they are several).
+        order: 2 audits the derivative of the gradient in one direction v, a Hessian-vector product: `Report.value` is
+            \(\langle \nabla f, v \rangle\), and the leaves are \(\nabla^2 f\, v\).
+        tangents: the direction that mode "jvp" and order 2 take, like the differentiated arguments; by default ones.
+        ranking: whether `Report.ranking` lists which statements made the errors. None: where the gradient is not good.
 
     Returns:
         A function of `f`'s arguments that returns a `Report`. Every call traces and compiles anew, and runs the program
@@ -77,25 +89,33 @@ def audit(
         raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as audit(f)(*args).")
     if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise AuditError(f"`threshold` must be a share of the precision in (0, 1]; got {threshold!r}.")
+    if mode not in ("vjp", "jvp"):
+        raise AuditError(f'`mode` must be "vjp" (reverse mode) or "jvp" (forward mode); got {mode!r}.')
+    if order not in (1, 2) or (order == 2 and mode == "jvp"):
+        raise AuditError(
+            f'`order` must be 1, or 2 in mode "vjp"; got order={order!r}, mode={mode!r}. In mode "jvp" audit `jax.grad(f)`.'
+        )
+    if tangents is not None and mode == "vjp" and order == 1:
+        raise AuditError('`tangents` belong to mode="jvp" or order=2; the gradient takes none. Leave them out.')
 
     @functools.wraps(f, updated=())
     def audited(*args: Any, **kwargs: Any) -> Report:
         # The user's own switches against NaNs and compilation would stop the passes instead of informing them.
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
-            return _run(f, argnums, has_aux, float(threshold), args, kwargs)
+            audited = derivative_program(f, argnums, has_aux, _untraced(args), _untraced(kwargs), mode, order, tangents)
+            return _run(audited, f, float(threshold), ranking)
 
     return audited
 
 
-def _run(
-    f: Any, argnums: Any, has_aux: bool, threshold: float, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Report:
-    started = time.perf_counter()
-    if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
+def _untraced(args: Any) -> Any:
+    if any(_jaxpr.is_traced(x) for x in jax.tree.leaves(args)):
         raise AuditError("`audit` was called on traced arrays (under jit, grad or vmap). Call it outside, on arrays.")
-    log.info("tracing the gradient")
-    audited = gradient_program(f, argnums, has_aux, args, kwargs)
-    taken = audited.arguments
+    return args
+
+
+def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Report:
+    started = time.perf_counter()
     with jax.enable_x64(True):
         log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
@@ -105,7 +125,7 @@ def _run(
         bits_needed = None
         if exact is not None:
             highs = [np.asarray(out.high) for out in outputs]
-            bits_needed = exact.bits if exact.refutes(highs, [k.precision or 53 for k in audited.outputs]) else None
+            bits_needed = exact.bits if exact.refutes(highs) or _in_float64(audited) else None
             outputs = [o if t is None else Shadow(o.working, jnp.asarray(t)) for o, t in zip(outputs, exact.outputs)]
             known = [t is not None for t in exact.outputs]
             verdict = _verdict(audited, outputs, sizes, threshold, known)
@@ -116,8 +136,10 @@ def _run(
         leaves, wrong, names = verdict.leaves, verdict.wrong, verdict.names
         reference, value_bits = verdict.value
         nonfinite = {name for _, name, leaf, _ in wrong if name in names and (leaf is None or leaf.nonfinite)}
-        bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(taken.names, leaves)}
-        reader, found, notes = Reader(audited), [], []
+        bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(audited.names, leaves)}
+        reader, found, notes, ranked = Reader(audited), [], [], {}
+        if bits_needed is None and (bool(wrong) if ranking is None else ranking):
+            ranked = rank(audited, _rankable(verdict, nonfinite, bits))
         if other is not None:
             most = max((bits[name] or 0.0 for name in names), default=None)
             first, *rest = divergences(reader, other, sorted(names), most)
@@ -125,16 +147,15 @@ def _run(
         if wrong and not found:
             blamed = blame(audited, wrong, bool(nonfinite), bits_needed)
             if nonfinite and not blamed:
-                _refuse_nan(taken)
-            ranked = rank(audited, _rankable(wrong, nonfinite, bits)) if bits_needed is None else {}
+                _refuse_nan(audited.arguments)
             found, others = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
             notes = [*others, *notes]
     notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
     return Report(
         value=value.working,
-        gradient=taken.like([leaf.gradient for leaf in leaves]),
-        reference=taken.like([leaf.reference for leaf in leaves]),
-        bits_lost=taken.like([leaf.bits_lost for leaf in leaves]),
+        gradient=audited.like([leaf.gradient for leaf in leaves]),
+        reference=audited.like([leaf.reference for leaf in leaves]),
+        bits_lost=audited.like([leaf.bits_lost for leaf in leaves]),
         ok=not names,
         findings=tuple(found),
         notes=tuple(notes),
@@ -145,7 +166,8 @@ def _run(
         dtype=_dtype(audited),
         equations=len(audited.flow.sites),
         seconds=time.perf_counter() - started,
-        leaves=tuple(summary(name, leaf) for name, leaf in zip(taken.names, leaves)),
+        leaves=tuple(summary(name, leaf, ranked.get(name)) for name, leaf in zip(audited.names, leaves)),
+        ranking=contributions(reader, ranked),
     )
 
 
@@ -162,7 +184,7 @@ class _Verdict:
     wrong: those, and the value where it is worth a note. doubtful: whether some reference is missing, or is a plain 0."""
 
     leaves: list[Accuracy]
-    value: tuple[float | None, float | None]
+    value: tuple[Any, float | None]
     wrong: list[Wrong]
     names: set[str]
     doubtful: bool
@@ -183,17 +205,17 @@ def _verdict(
     ]
     leaves = [accuracy(g.working, g.high, known, _terms(known, sizes)) for g, known in zip(gradients, in_leaves)]
     reference, value_bits = _value(value, in_value.precision)
-    wrong = _wrong(audited.arguments.names, value, leaves, threshold)
+    wrong = _wrong(audited.names, value, leaves, threshold)
     names = {name for _, name, *_ in wrong}
     if "value" not in names and (value_bits or 0.0) > threshold * (in_value.precision or 53):
         wrong.append((0, "value", None, np.ones(1, bool)))  # worth a note, though it decides nothing
-    doubtful = any(leaf.reference is None or not leaf.reference.any() for leaf in leaves) or not reference
+    doubtful = any(leaf.reference is None or not leaf.reference.any() for leaf in leaves) or not np.any(reference)
     return _Verdict(leaves, (reference, value_bits), wrong, names, doubtful)
 
 
 def _wrong(names: Sequence[str], value: Shadow, leaves: Sequence[Accuracy], threshold: float) -> list[Wrong]:
     """The outputs that are behind ok = False."""
-    wrong: list[Wrong] = [] if bool(jnp.isfinite(value.working)) else [(0, "value", None, np.ones(1, bool))]
+    wrong: list[Wrong] = [] if bool(jnp.isfinite(value.working).all()) else [(0, "value", None, np.ones(1, bool))]
     for k, (name, leaf) in enumerate(zip(names, leaves, strict=True), 1):
         failing = leaf.failing(threshold)
         if failing.any():
@@ -201,11 +223,19 @@ def _wrong(names: Sequence[str], value: Shadow, leaves: Sequence[Accuracy], thre
     return wrong
 
 
+def _in_float64(audited: Audited) -> bool:
+    """Whether something is in float64, whose own errors the float64 twin does not show."""
+    return any(known.precision is None for known in audited.outputs)
+
+
 def _rankable(
-    wrong: Sequence[Wrong], nonfinite: set[str], bits: dict[str, float | None]
+    verdict: _Verdict, nonfinite: set[str], bits: dict[str, float | None]
 ) -> list[tuple[int, str, np.ndarray]]:
-    """The finite outputs whose error is worth taking apart, those that have lost most bits first."""
-    finite = [(k, name, failing) for k, name, _, failing in wrong if name not in nonfinite and bits[name]]
+    """The finite outputs whose error is worth taking apart: the wrong ones, or all where none is, the worst first."""
+    every: list[Wrong] = [(k, name, None, np.ones(1, bool)) for k, name in enumerate(bits)]
+    finite = [
+        (k, name, failing) for k, name, _, failing in verdict.wrong or every if name not in nonfinite and bits[name]
+    ]
     return sorted(finite, key=lambda one: -(bits[one[1]] or 0.0))[:MOST_RANKED]
 
 
@@ -218,12 +248,14 @@ def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
     return total
 
 
-def _value(value: Shadow, precision: int | None) -> tuple[float | None, float | None]:
+def _value(value: Shadow, precision: int | None) -> tuple[Any, float | None]:
     """The value's reference and the bits that it has lost; None where there is no reference."""
-    reference = float(np.asarray(value.high))
-    if precision is None or not np.isfinite(reference):
+    reference, working = (np.asarray(x).astype(wide(np.asarray(x))) for x in (value.high, value.working))
+    if precision is None or not np.isfinite(reference).all():
         return None, None
-    return reference, bits_lost(np.asarray(value.working, np.float64), np.asarray(reference), precision)
+    return (float(reference) if reference.shape == () and not np.iscomplexobj(reference) else reference), bits_lost(
+        working, reference, precision
+    )
 
 
 def _dtype(audited: Audited) -> str:
@@ -268,7 +300,7 @@ def _lost(audited: Audited) -> list[Finding]:
 
 def _unreferenced(audited: Audited, leaves: list[Accuracy]) -> list[Finding]:
     """A note where leaves have no reference."""
-    named = list(zip(audited.arguments.names, leaves, audited.leaves))
+    named = list(zip(audited.names, leaves, audited.leaves))
     in_f64 = tuple(name for name, _, known in named if known.precision is None)
     undefined = tuple(name for name, leaf, known in named if known.precision is not None and leaf.reference is None)
     notes = []

@@ -27,7 +27,7 @@ from robustad.arithmetic._sample import SampleArithmetic
 from robustad.arithmetic._shadow import MOVING
 from robustad.diagnosis._accuracy import Accuracy, norm, wide
 from robustad.diagnosis._arguments import AuditError
-from robustad.diagnosis._first_pass import Audited
+from robustad.diagnosis._program import Audited
 
 log = logging.getLogger("robustad")
 

@@ -11,7 +11,7 @@ from robustad._jaxpr import Location, Site
 from robustad.arithmetic._origin import Event, Invalid
 from robustad.diagnosis._blame import DECISIVE, Blamed
 from robustad.diagnosis._finding import Finding
-from robustad.diagnosis._first_pass import Audited
+from robustad.diagnosis._program import Audited
 from robustad.diagnosis._ranking import Ranked
 from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._sentences import INVALID, SOLVING, sentences
@@ -176,7 +176,7 @@ def _kind(reader: Reader, b: Blamed, forward: bool, nonfinite: bool, lost: float
             if forward or own_rule:
                 return "nan"
             return "zero-times-inf" if nonfinite else "unstable-derivative"
-        case _ if partial or (not forward and reader.rule_of(b.site) is not None):
+        case _ if partial or (not forward and not reader.mirrors(b.site) and reader.rule_of(b.site) is not None):
             return "unstable-derivative"
         case Event.ABSORPTION:
             return "absorption"

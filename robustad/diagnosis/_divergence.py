@@ -12,7 +12,7 @@ from robustad.arithmetic._free import FreeArithmetic
 from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis._accuracy import bits_lost, wide
 from robustad.diagnosis._finding import Finding
-from robustad.diagnosis._first_pass import Audited
+from robustad.diagnosis._program import Audited
 from robustad.diagnosis._reader import Reader
 
 log = logging.getLogger("robustad")
@@ -21,7 +21,9 @@ log = logging.getLogger("robustad")
 @dataclasses.dataclass(frozen=True, eq=False)
 class Divergence:
     """outputs: value and gradient leaves of the float64 program with decisions of its own. sites: the equations that decide
-    otherwise, and for how many elements, in the order of the program. decides: whether the value is another one, not only a kink's other side."""
+    otherwise, and for how many elements, in the order of the program. decides: whether the value is another one, not only
+    a kink's other side.
+    """
 
     outputs: list[np.ndarray]
     sites: list[tuple[Site, int]]
@@ -71,8 +73,8 @@ def divergences(reader: Reader, found: Divergence, reaches: Sequence[str], most:
             primitive=site.primitive,
             bits_lost=most,
             reaches=tuple(reaches),
-            cause=f"`{site.primitive}` decides otherwise than in exact arithmetic for {elements}: what it decides by is nearer "
-            "to its threshold than its own error, and the program goes on along another branch.",
+            cause=f"`{site.primitive}` decides otherwise than in exact arithmetic for {elements}: what it decides by is "
+            "nearer to its threshold than its own error, and the program goes on along another branch.",
             remedy="compute what is compared without cancellation or in a wider dtype, or make the branches agree where "
             "they meet.",
         )

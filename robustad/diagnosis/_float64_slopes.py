@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from robustad import _jaxpr
 from robustad._interpret import interpret
 from robustad._jaxpr import Body
 from robustad.arithmetic import _shadow

@@ -13,7 +13,7 @@ import numpy as np
 from robustad import _jaxpr
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
-from robustad.diagnosis._first_pass import Audited, gradient_program
+from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._grad_check_report import GradCheck, LeafCheck
 from robustad.diagnosis._judgement import judged, known
 from robustad.diagnosis._point import Point, point
@@ -79,7 +79,7 @@ def grad_check(
         if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
             raise AuditError("`grad_check` was called on traced arrays (under jit, grad or vmap). Call it outside.")
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
-            return _run(f, gradient_program(f, argnums, has_aux, args, kwargs), options)
+            return _run(f, derivative_program(f, argnums, has_aux, args, kwargs), options)
 
     return check
 
@@ -139,7 +139,7 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
             if order > 1:
                 function = _derivative_along(function, scaled, np.random.default_rng([*options.seed, order]))
             if order > 1 or scale != 1:
-                program = gradient_program(function, 0, False, (scaled, others), {})
+                program = derivative_program(function, 0, False, (scaled, others), {})
             at = point(program)
             first = first or at
             notes += at.notes

@@ -14,8 +14,9 @@ from robustad.arithmetic._ball_cost import TooLarge
 from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._audit import _terms
-from robustad.diagnosis._first_pass import Audited, shadow_program
 from robustad.diagnosis._float64_slopes import Float64Slopes
+from robustad.diagnosis._first_pass import shadow_program
+from robustad.diagnosis._program import Audited
 from robustad.diagnosis._slopes import ExactSlopes
 
 MOST = 2e6

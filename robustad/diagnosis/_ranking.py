@@ -15,8 +15,8 @@ from robustad._jaxpr import Body, Path, Site, While
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._contribution import ContributionArithmetic, Shifted
 from robustad.arithmetic._shadow import Shadow, ShadowArithmetic
-from robustad.diagnosis._first_pass import Audited
 from robustad.diagnosis._leaves import precision_of
+from robustad.diagnosis._program import Audited
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,13 +7,14 @@ from robustad._flow import Flow
 from robustad._jaxpr import Location, Scan, Site
 from robustad.arithmetic import _shadow
 from robustad.diagnosis._blame import Blamed
-from robustad.diagnosis._first_pass import Audited
+from robustad.diagnosis._program import Audited
 
 _LINEAR = (
     _shadow.MOVING
     | _shadow.CONTRACTING
     | {"mul", "div", "add", "add_any", "sub", "neg", "convert_element_type", "reduce_sum"}
 )
+_SUMS = frozenset({"add", "sub", "reduce_sum", "cumsum", "dot_general"})
 _KEEPING = _shadow.MOVING | {"neg", "convert_element_type", "reduce_sum", "add_any"}
 
 
@@ -68,6 +69,12 @@ class Reader:
                     stack.append(s)
         nonlinear = [s for s in sources.values() if s.primitive not in _LINEAR]
         return nonlinear[0] if len(nonlinear) == 1 and len(sources) == 1 else None
+
+    def mirrors(self, site: Site) -> bool:
+        """Whether it does to tangents what the same statement does to values: forward mode repeats every sum."""
+        if not self.audited.directions or not site.transposed or site.primitive not in _SUMS:
+            return False
+        return any(s.primitive == site.primitive and self.is_primal(s) for s in self.at.get(site.location, ()))
 
     def untaken(self, site: Site) -> Site | None:
         """The select whose untaken branch sends a zero cotangent into an equation."""

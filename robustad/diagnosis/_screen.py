@@ -5,6 +5,8 @@ import os
 import textwrap
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._report import LeafSummary, Report
 
@@ -28,7 +30,13 @@ def _lines(report: Report, notes: bool) -> Iterator[Line]:
     against = "" if report.dtype == "f64" else f"   {report.dtype} against f64"
     yield Line(f"{f'audit {report.function}{against}':<58}{verdict}", "bold green" if report.ok else "bold red")
     lost = "no reference" if report.value_bits_lost is None else f"{report.value_bits_lost:.1f} bits lost"
-    yield Line(f"value  {float(report.value):<51.6g}{lost}")
+    value = np.asarray(report.value)
+    shown = (
+        f"{float(value):.6g}"
+        if value.shape == () and not np.iscomplexobj(value)
+        else f"{value.dtype}{list(value.shape)}"
+    )
+    yield Line(f"value  {shown:<51}{lost}")
     yield from _leaves(report.leaves, report.threshold)
     for k, finding in enumerate(report.findings, 1):
         yield from _finding(f"{k} ", finding, "bold red")
@@ -68,7 +76,7 @@ def _rows(leaf: LeafSummary, threshold: float) -> Iterator[tuple[str, str, bool,
     of = leaf.precision
     if not leaf.sliced:
         bits = leaf.bits_lost[0]
-        yield leaf.name, f"{bits:5.1f}{bad_values}", bool(leaf.nonfinite) or bits > threshold * of, bits
+        yield leaf.name, f"{bits:5.1f}{_own(leaf)}{bad_values}", bool(leaf.nonfinite) or bits > threshold * of, bits
         return
     wrong = [bits > threshold * of or (leaf.nonfinite > 0 and bits == of) for bits in leaf.bits_lost]
     start = 0
@@ -78,6 +86,11 @@ def _rows(leaf: LeafSummary, threshold: float) -> Iterator[tuple[str, str, bool,
             span = f"[{start}:{i}]" if i - start > 1 else f"[{start}]"
             yield f"{leaf.name}{span}", f"{bits:5.1f}{bad_values if wrong[start] else ''}", wrong[start], bits
             start = i
+
+
+def _own(leaf: LeafSummary) -> str:
+    """What of it is the problem's own, where that is something."""
+    return f"   {leaf.conditioning:.1f} by its condition" if (leaf.conditioning or 0.0) >= 1 else ""
 
 
 def _size(leaf: LeafSummary) -> int:
@@ -102,6 +115,8 @@ def _finding(number: str, finding: Finding, style: str) -> Iterator[Line]:
     if finding.source:
         yield Line(f"      {finding.source}", "bold")
     yield from _wrapped(finding.cause)
+    if finding.committed_at is not None:
+        yield from _wrapped(f"most of the error was made at line {finding.committed_at}")
     if finding.reaches:
         names = ", ".join(finding.reaches[:6]) + (
             f" and {len(finding.reaches) - 6} more" if len(finding.reaches) > 6 else ""
