@@ -2,6 +2,13 @@
 
 from robustad.diagnosis._arguments import AuditError as AuditError
 from robustad.diagnosis._audit import audit as audit
+from robustad.diagnosis._device_profile import DeviceProfile as DeviceProfile
+from robustad.diagnosis._device_profile import DtypeSupport as DtypeSupport
+from robustad.diagnosis._device_profile import device_profile as device_profile
 from robustad.diagnosis._finding import Finding as Finding
+from robustad.diagnosis._measurement import Measurement as Measurement
+from robustad.diagnosis._probe import Change as Change
+from robustad.diagnosis._probe import Probe as Probe
+from robustad.diagnosis._probe import probe as probe
 from robustad.diagnosis._report import LeafSummary as LeafSummary
 from robustad.diagnosis._report import Report as Report
