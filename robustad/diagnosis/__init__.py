@@ -2,6 +2,9 @@
 
 from robustad.diagnosis._arguments import AuditError as AuditError
 from robustad.diagnosis._audit import audit as audit
+from robustad.diagnosis._condition_number import condition_number as condition_number
+from robustad.diagnosis._condition_report import ConditionNumber as ConditionNumber
+from robustad.diagnosis._condition_report import LeafCondition as LeafCondition
 from robustad.diagnosis._device_profile import DeviceProfile as DeviceProfile
 from robustad.diagnosis._device_profile import DtypeSupport as DtypeSupport
 from robustad.diagnosis._device_profile import device_profile as device_profile
