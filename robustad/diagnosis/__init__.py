@@ -2,6 +2,7 @@
 
 from robustad.diagnosis._arguments import AuditError as AuditError
 from robustad.diagnosis._audit import audit as audit
+from robustad.diagnosis._branch_margin import branch_margin as branch_margin
 from robustad.diagnosis._condition_number import condition_number as condition_number
 from robustad.diagnosis._condition_report import ConditionNumber as ConditionNumber
 from robustad.diagnosis._condition_report import LeafCondition as LeafCondition
@@ -9,6 +10,8 @@ from robustad.diagnosis._device_profile import DeviceProfile as DeviceProfile
 from robustad.diagnosis._device_profile import DtypeSupport as DtypeSupport
 from robustad.diagnosis._device_profile import device_profile as device_profile
 from robustad.diagnosis._finding import Finding as Finding
+from robustad.diagnosis._margin_report import BranchMargin as BranchMargin
+from robustad.diagnosis._margin_report import BranchMargins as BranchMargins
 from robustad.diagnosis._measurement import Measurement as Measurement
 from robustad.diagnosis._probe import Change as Change
 from robustad.diagnosis._probe import Probe as Probe
