@@ -61,14 +61,15 @@ PREDICATES = [  # the program, the primitive that decides, its threshold
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_margins_in_ulps(dtype):
-    """All predicates in one program; each misses its threshold by 0, 1, -1 or 5 floats, by turns."""
+    """Half of the predicates in one program; by turns they miss their thresholds by 0, 1, -1 or 5 floats."""
     turn = DTYPES.index(dtype)
-    offsets = [(0, 1, -1, 5)[(i + turn) % 4] for i in range(len(PREDICATES))]
+    predicates = PREDICATES[turn % 2 :: 2]
+    offsets = [(0, 1, -1, 5)[(i + turn) % 4] for i in range(len(predicates))]
     with jax.enable_x64(dtype == "float64"):
-        at = jnp.asarray([away(t, k, dtype) for (_, _, t), k in zip(PREDICATES, offsets)])
+        at = jnp.asarray([away(t, k, dtype) for (_, _, t), k in zip(predicates, offsets)])
         assert at.dtype == dtype
-        found = branch_margin(lambda at: [f(x) for (f, _, _), x in zip(PREDICATES, at)])(at)
-    expected = sorted((primitive, abs(k)) for (_, primitive, _), k in zip(PREDICATES, offsets))
+        found = branch_margin(lambda at: [f(x) for (f, _, _), x in zip(predicates, at)])(at)
+    expected = sorted((primitive, abs(k)) for (_, primitive, _), k in zip(predicates, offsets))
     assert sorted((m.primitive, m.margin) for m in found.margins) == expected
     assert all(m.dtype == dtype for m in found.margins)
     assert found.ok and found.smallest.margin == 0

@@ -152,6 +152,9 @@ def test_zeros_infinities_and_nans():
     assert all_three(condition_number(lambda x: 0 * x)(x)) == (0, 0, 0)  # it does not change
     assert condition_number(lambda x: x[0] ** 2)(x).componentwise == 0  # a zero argument has no relative error
     assert all_three(condition_number(lambda x: x[1] - 2)(x)) == (np.inf,) * 3
+    noise = condition_number(lambda x: jnp.stack([x[1], 1e-20 * (x[1] - 2)]))(x)
+    assert noise.componentwise == 1  # the second one is taken for rounding of the first
+    assert condition_number(lambda x: jnp.stack([x[1], 1e-3 * (x[1] - 2)]))(x).componentwise == np.inf
     assert np.isnan(condition_number(jnp.sqrt)(x).componentwise)  # the derivative is not finite at 0
     assert condition_number(lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0))(x).componentwise == pytest.approx(0.5)
     assert np.isnan(condition_number(jnp.exp)(jnp.asarray([jnp.nan])).normwise)

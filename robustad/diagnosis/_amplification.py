@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from robustad.diagnosis._accuracy import STRUCTURAL_ZERO
 from robustad.diagnosis._linearization import ROWS, DerivativeError, Linearization
 
 DIRECTIONS = 512  # as many products, at most, make a Jacobian
 ELEMENTS = 2**25  # a matrix of 256 MiB
 ITERATIONS = 20
-SKETCHES = 2 * ROWS
-CANDIDATES = 16
+SKETCHES = ROWS
+CANDIDATES = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,7 @@ def measured(line: Linearization) -> Measured:
         made = [_exact(jacobian[o, i], line.x[i], line.y[o]) for i, o in blocks]
         exact = True
     else:
-        push, pull = line.push(), line.pull()
-        distinct = {(i.start, i.stop, o.start, o.stop): (i, o) for i, o in blocks}
-        known = {key: _estimated(push, pull, line.x, line.y, *both) for key, both in distinct.items()}
-        made = [known[i.start, i.stop, o.start, o.stop] for i, o in blocks]
+        made = _estimated(line.push(), line.pull(), line.x, line.y, blocks)
         exact = False
     first = 1 + len(line.inputs)
     return made[0], made[1:first], made[first:], exact
@@ -88,11 +86,17 @@ def norm(x: np.ndarray) -> float:
     return largest * float(np.linalg.norm(x / largest)) if 0 < largest < np.inf else largest
 
 
+def _relative(sums: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Each sum beside its component. One that is 0, with a sum that rounding of the others could make, does not change."""
+    noise = STRUCTURAL_ZERO * np.max(sums, initial=0.0)
+    return np.array([0.0 if b == 0 and a <= noise else ratio(a, abs(b)) for a, b in zip(sums, y)])
+
+
 def _of_sums(sums: np.ndarray, y: np.ndarray, largest: float, normwise: float) -> Amplification:
     """From Σ_j |J_ij| |x_j| of output components i; y: their values; largest: that of all."""
     if not len(y):
         return Amplification(normwise, 0.0, 0.0, None)
-    each = np.array([ratio(a, abs(b)) for a, b in zip(sums, y)])
+    each = _relative(sums, y)
     worst = int(np.argmax(each))  # a NaN, if there is one
     return Amplification(normwise, ratio(float(sums.max()), largest), float(each[worst]), worst)
 
@@ -121,45 +125,65 @@ def _spectral_norm(matrix: np.ndarray) -> float:
 
 
 Product = Callable[[np.ndarray], np.ndarray]
+Block = tuple[slice, slice]
+"""Of inputs and outputs; in every product the other inputs are held at 0 and the other outputs are not looked at."""
 
 
-def _estimated(push: Product, pull: Product, x: np.ndarray, y: np.ndarray, i: slice, o: slice) -> Amplification:
-    """For the inputs in i and the outputs in o alone: the others are held at 0 in every product."""
+def _estimated(push: Product, pull: Product, x: np.ndarray, y: np.ndarray, blocks: list[Block]) -> list[Amplification]:
+    """Of each block; rows of different blocks share the products."""
     random = np.random.default_rng(0)
     with np.errstate(invalid="ignore", over="ignore"):
-        # If c is a vector of independent standard Cauchy variables, Σ_j a_j c_j is Σ_j |a_j| times another one, of which the
-        # absolute value has median 1. That finds the components with the largest sums, which are then formed.
-        directions = np.zeros((SKETCHES, len(x)))
-        directions[:, i] = x[i] * random.standard_cauchy((SKETCHES, len(x[i])))
-        sketch = np.median(np.abs(push(directions)[:, o]), axis=0)
-        relative = np.array([ratio(a, abs(b)) for a, b in zip(sketch, y[o])])
-        found = np.union1d(np.argsort(sketch)[-CANDIDATES:], np.argsort(relative)[-CANDIDATES:]).astype(int)
-        chosen = np.zeros((len(found), len(y)))
-        chosen[np.arange(len(found)), o.start + found] = 1
-        sums = np.abs(pull(chosen)[:, i]) @ np.abs(x[i])
-        normwise = ratio(_estimated_norm(push, pull, x, i, o, random) * norm(x[i]), norm(y[o]))
-    made = _of_sums(sums, y[o][found], _largest(y[o]), normwise)
-    return made if made.worst is None else dataclasses.replace(made, worst=int(found[made.worst]))
+        norms = _estimated_norms(push, pull, x, y, blocks, random)
+        chosen = _candidates(push, x, y, blocks, random)
+        rows = np.zeros((sum(map(len, chosen)), len(y)))
+        rows[np.arange(len(rows)), np.concatenate(chosen)] = 1
+        pulled = iter(np.abs(pull(rows)))
+        made = []
+        for (i, o), found, size in zip(blocks, chosen, norms):
+            sums = np.array([next(pulled)[i] @ np.abs(x[i]) for _ in found])
+            of = _of_sums(sums, y[found], _largest(y[o]), ratio(size * norm(x[i]), norm(y[o])))
+            made.append(of if of.worst is None else dataclasses.replace(of, worst=int(found[of.worst]) - o.start))
+    return made
 
 
-def _estimated_norm(
-    push: Product, pull: Product, x: np.ndarray, i: slice, o: slice, random: np.random.Generator
-) -> float:
-    """The largest singular value by subspace iteration, from below."""
-    block = np.zeros((ROWS, len(x)))
-    block[:, i] = random.standard_normal((ROWS, len(x[i])))
-    found = 0.0
+def _candidates(
+    push: Product, x: np.ndarray, y: np.ndarray, blocks: list[Block], random: np.random.Generator
+) -> list[np.ndarray]:
+    """The outputs of each block where Σ_j |J_ij| |x_j| is likely to be largest, by itself or beside |y_i|.
+
+    If c is a vector of independent standard Cauchy variables, Σ_j a_j c_j is Σ_j |a_j| times another one, of which the
+    absolute value has median 1.
+    """
+    sketches: dict[tuple[int, int], np.ndarray] = {}
+    chosen = []
+    for i, o in blocks:
+        if (i.start, i.stop) not in sketches:
+            directions = np.zeros((SKETCHES, len(x)))
+            directions[:, i] = x[i] * random.standard_cauchy((SKETCHES, len(x[i])))
+            sketches[i.start, i.stop] = np.median(np.abs(push(directions)), axis=0)
+        sums = sketches[i.start, i.stop][o]
+        relative = _relative(sums, y[o])
+        found = np.union1d(np.argsort(sums)[-CANDIDATES:], np.argsort(relative)[-CANDIDATES:])
+        chosen.append(o.start + found.astype(int))
+    return chosen
+
+
+def _estimated_norms(
+    push: Product, pull: Product, x: np.ndarray, y: np.ndarray, blocks: list[Block], random: np.random.Generator
+) -> np.ndarray:
+    """The largest singular value of each block, from below, by subspace iteration."""
+    width = min(max(2, ROWS // len(blocks)), len(x))
+    inside, outside = np.zeros((len(blocks), 1, len(x))), np.zeros((len(blocks), 1, len(y)))
+    for k, (i, o) in enumerate(blocks):
+        inside[k, :, i], outside[k, :, o] = 1, 1
+    directions = inside * random.standard_normal((len(blocks), width, len(x)))
+    found = np.zeros(len(blocks))
     for _ in range(ITERATIONS):
-        block = np.linalg.qr(block.T)[0].T
-        pushed = push(block)
-        kept = np.zeros_like(pushed)
-        kept[:, o] = pushed[:, o]
-        if not np.isfinite(kept).all():
-            return float("nan")
-        before, found = found, _spectral_norm(kept)
-        if found <= before * (1 + 1e-3):
+        directions = np.stack([np.linalg.qr(d.T)[0].T for d in directions])
+        pushed = push(directions.reshape(-1, len(x))).reshape(len(blocks), width, len(y)) * outside
+        before, found = found, np.array([_spectral_norm(p) for p in pushed])
+        if not (found > before * (1 + 1e-2)).any():  # also where one is not finite
             break
-        pulled = pull(kept / found)
-        block = np.zeros_like(block)
-        block[:, i] = pulled[:, i]
+        scaled = pushed / np.maximum(found, np.finfo(float).tiny)[:, None, None]
+        directions = pull(scaled.reshape(-1, len(y))).reshape(directions.shape) * inside
     return found

@@ -18,7 +18,7 @@ from robustad._interpret import interpret
 from robustad._jaxpr import Body, Equation, Path, Site
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
-from robustad.diagnosis import _predicates
+from robustad.diagnosis import _margin_records, _predicates
 from robustad.diagnosis._arguments import take_apart
 from robustad.diagnosis._margin_report import BranchMargin, BranchMargins, Sample
 from robustad.diagnosis._tracing import refuse_tracers, traced
@@ -120,16 +120,16 @@ class MarginArithmetic:
         if path not in self.sites:
             return outs, None
         decisions = _predicates.RULES[eqn.primitive.name](eqn, operands)
-        return outs, _predicates.record(decisions, len(self.sites[path].loops))
+        return outs, _margin_records.record(decisions, len(self.sites[path].loops))
 
     def blank(self, path: Path, at: Path) -> Any:
-        return _predicates.blank(len(self.sites[path].loops))
+        return _margin_records.blank(len(self.sites[path].loops))
 
     def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
         loops = self.sites[path].loops
         if at in loops:  # not the shards of a map
             new = dict(new, iteration=new["iteration"].at[:, loops.index(at)].set(iteration))
-        return _predicates.merged(record, new)
+        return _margin_records.merged(record, new)
 
 
 # ------------------------------------------------------------------------------------------ which equations to look at
@@ -192,10 +192,10 @@ def _margin(site: Site, record: Any) -> BranchMargin:
         index = np.unravel_index(record["place"][k], _predicates.shape(site.equation))
         return Sample((a, b), (x, y), tuple(int(i) for i in index), tuple(record["iteration"][k].tolist()))
 
-    closest = sample(_predicates.CLOSEST)
+    closest = sample(_margin_records.CLOSEST)
     none = math.nan if unknown == decisions > 0 else math.inf
     return BranchMargin(
-        margin=-float(record["score"][_predicates.CLOSEST]) if closest else none,
+        margin=-float(record["score"][_margin_records.CLOSEST]) if closest else none,
         kind=_predicates.kind(site.equation) or "",
         primitive=site.primitive,
         dtype=str(_jaxpr.aval(site.equation.invars[0]).dtype),
@@ -206,5 +206,5 @@ def _margin(site: Site, record: Any) -> BranchMargin:
         decisions=decisions,
         unknown=unknown,
         otherwise=otherwise,
-        diverging=sample(_predicates.DIVERGING),
+        diverging=sample(_margin_records.DIVERGING),
     )

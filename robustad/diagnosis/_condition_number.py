@@ -35,8 +35,8 @@ def condition_number(
 
     A relative error u of the arguments becomes one of up to the condition number times u, in any program: a condition of
     10^k takes k digits. What a program loses beyond that is its own instability. 0/0 counts as 0: a component that does not
-    change loses nothing, and a zero argument has no relative error. A zero value that does change has condition inf. Where
-    the derivative is not finite the numbers are nan.
+    change loses nothing, and a zero argument has no relative error. A zero value that does change, by more than rounding of
+    the largest ones (2^-40), has condition inf. Where the derivative is not finite the numbers are nan.
 
     f and its derivative are evaluated in float64 beside the working program and along its branches, whatever the dtypes in
     it: casts to narrower dtypes do not count, and custom derivative rules are used. What float64 itself loses does count, so
