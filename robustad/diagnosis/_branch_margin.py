@@ -31,7 +31,8 @@ def branch_margin(f: Callable[..., Any]) -> Callable[..., BranchMargins]:
     derivative hang on them: another device, batch size or precision takes another branch. For every predicate on floating
     values this finds the decision closest to its threshold, in units of the last place: how many floats of their
     dtype lie between the two values, 0 on the threshold, 1 for neighbours. Beside the program its twin in float64 follows
-    the branches that it takes, and tells where it would have decided otherwise.
+    the branches that it takes, and tells where it would have decided otherwise. (What is looked at is the program as this
+    walk compiles it; the last bits of another compilation, with other fusions, may differ.)
 
     Predicates are comparisons (the conditions of `jnp.where` and `lax.cond`), kinks (max, min, clip, relu, abs, the maximum
     of an array, a sort of values alone), jumps (floor, ceil, round, casts to integers and booleans, remainders, sign) and

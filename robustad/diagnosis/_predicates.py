@@ -55,7 +55,9 @@ def kind(eqn: Equation) -> str | None:
     """The kind of decision that an equation takes on floating values; None where it takes none."""
     name, atoms = eqn.primitive.name, eqn.invars
     found = KINDS.get(name)
-    if found is None or not jnp.issubdtype(_jaxpr.aval(atoms[0]).dtype, jnp.floating):
+    if found is None or not jnp.issubdtype(dtype := _jaxpr.aval(atoms[0]).dtype, jnp.floating):
+        return None
+    if jnp.finfo(dtype).bits < 8:  # such a number has no place in memory of its own
         return None
     if name == "convert_element_type" and jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact):
         return None
