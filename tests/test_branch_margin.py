@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from robustad import stability
 from robustad.diagnosis import _predicates, branch_margin
 
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
@@ -259,6 +260,7 @@ def test_what_does_not_decide_is_left_out():
     assert not branch_margin(lambda x, i: x[i])(x, 2).margins
     assert not branch_margin(lambda x, k: x * jax.random.bernoulli(k, 0.5, x.shape))(x, key).margins
     assert not branch_margin(lambda x: x * jnp.floor(jnp.float32(2.0)))(x).margins
+    assert not branch_margin(lambda x: stability.log1mexp(-x))(x).margins
     used = branch_margin(lambda x: (jnp.max(x), x > 3)[1])(x)
     assert [m.primitive for m in used.margins] == ["gt"]
     # But these do.

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from robustad import stability
 from robustad.diagnosis import _amplification, condition_number
 
 DTYPES = ["bfloat16", "float16", "float32", "float64"]
@@ -68,6 +69,9 @@ def test_sum_and_dot():
     y = jnp.asarray([1.0, 1.0, 2.0, -3.0, 7.0], jnp.float32)
     found = condition_number(jnp.sum)(x)
     assert found.componentwise == pytest.approx(np.abs(wide(x)).sum() / 2.5, rel=1e-12)
+    assert condition_number(stability.reproducible_sum)(x).componentwise == pytest.approx(
+        found.componentwise, rel=1e-6
+    )  # its integers have no twin in float64
     found = condition_number(jnp.dot, argnums=(0, 1))(x, y)
     assert found.componentwise == pytest.approx(2 * np.abs(wide(x) * wide(y)).sum() / 12.5, rel=1e-12)
     assert condition_number(jnp.dot, argnums=1)(x, y).mixed == pytest.approx(found.componentwise / 2, rel=1e-12)
@@ -278,6 +282,8 @@ def test_integer_arguments_and_keys_stay_as_they_are():
 
     assert condition_number(f)(jnp.ones(3), jnp.asarray([1, 1]), jax.random.key(0)).componentwise == 1
     assert condition_number(lambda x: x * 3)(2.5).componentwise == 1
+    found = condition_number(lambda x, name: {"x": x, "name": name, "n": 3, "i": jnp.arange(2)})(jnp.ones(2), name="a")
+    assert [leaf.name for leaf in found.outputs] == ["x"]
 
 
 def test_the_mode_of_the_caller_is_kept():

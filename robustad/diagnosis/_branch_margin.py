@@ -37,9 +37,10 @@ def branch_margin(f: Callable[..., Any]) -> Callable[..., BranchMargins]:
     Predicates are comparisons (the conditions of `jnp.where` and `lax.cond`), kinks (max, min, clip, relu, abs, the maximum
     of an array, a sort of values alone), jumps (floor, ceil, round, casts to integers and booleans, remainders, sign) and
     orders (argmax, argmin, top_k, argsort: the nearest pair of neighbours). Those that do not depend on `f`'s arguments or
-    captured arrays, or only through random bits, are left out, and so are kinks that only reach the result through
-    stop_gradient, such as the maximum in a softmax. Not looked at are the conditions of while loops, and windowed, running
-    and cross-device extrema.
+    captured arrays, or only through random bits, are left out; so are kinks that only reach the result through
+    stop_gradient, such as the maximum in a softmax, and what the functions of `robustad.stability` decide within.
+
+    Not looked at are the conditions of while loops, and windowed, running and cross-device extrema.
 
     Args:
         f: a function of arrays or pytrees to arrays or pytrees. Nothing in it needs to change; a gradient function has
@@ -157,6 +158,9 @@ def _watched(program: Body) -> list[Site]:
     def matters(site: Site) -> bool:
         kind = _predicates.kind(site.equation)
         body, eqn = site.path[:-1], site.equation
+        around = (flow.sites[site.path[:k]].primitive for k in range(1, len(site.path), 2))
+        if "custom_jvp_primitive" in around:  # the accurate functions of `stability`: their own branches meet
+            return False
         decided = any((body, v) in given for v in eqn.invars if _jaxpr.literal(v) is None)
         return (
             kind is not None

@@ -90,7 +90,8 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
             if not isinstance(out, tuple) or len(out) != 2:
                 raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {type(out).__name__}.")
             out = out[0]
-        named = [(path, jnp.asarray(x)) for path, x in jax.tree_util.tree_flatten_with_path(out)[0]]
+        kinds = jax.Array | np.ndarray | np.generic | float | complex
+        named = [(p, jnp.asarray(x)) for p, x in jax.tree_util.tree_flatten_with_path(out)[0] if isinstance(x, kinds)]
         named = [(path, x) for path, x in named if _jaxpr.is_inexact(x)]
         if not named:
             raise AuditError(f"`{name}` must return floating arrays, which have a condition; it returned none.")
@@ -112,7 +113,7 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
         whole.normwise,
         whole.mixed,
         whole.componentwise,
-        tuple(_leaf(n or "x", a) for n, a in zip(names, inputs)),
+        tuple(_leaf(n, a) for n, a in zip(names, inputs)),
         tuple(_leaf(n, a) for n, a in zip(results, outputs)),
         None if whole.worst is None else _component(whole.worst, line, results),
         exact,

@@ -127,7 +127,7 @@ def _twin(program: Body) -> Callable[[Sequence[Any]], list[np.ndarray]]:
     walk = jax.jit(lambda operands: interpret(arithmetic, open_program, operands)[0])
 
     def run(operands: Sequence[Any]) -> list[np.ndarray]:
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
             lifted = [x if isinstance(x, Shadow) else _shadow.lift(x) for x in [*constants, *operands]]
             return [np.asarray(_shadow.high(out)) for out in walk(lifted)]
 
