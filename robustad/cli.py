@@ -1,6 +1,6 @@
-"""The command line: `robustad demo` and `robustad audit FILE.py:function`.
+"""The command line: `robustad demo`, `robustad audit FILE.py:function` and `robustad doctor`.
 
-Exit codes: 0 the gradient is good, 1 it is not, 2 the command could not run. The report alone goes to standard output;
+Exit codes: 0 all is good, 1 it is not, 2 the command could not run. The report alone goes to standard output;
 progress, errors and whatever the user's file prints go to standard error.
 """
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = extras.SubcommandApp()
     app.command(demo)
     app.command(audit)
+    app.command(doctor)
     purpose = "Finds where and why a JAX gradient is numerically wrong."
     markers = (conf.FlagCreatePairsOff, conf.DisallowNone, conf.PositionalMetavarFromFieldName)
     try:
@@ -147,6 +148,41 @@ def audit(
     else:
         _show(report, all)
     return 0 if report.ok else 1
+
+
+@_command
+def doctor(
+    *,
+    device: str | None = None,
+    against: Path | None = None,
+    json: bool = False,
+    verbose: bool = False,
+    traceback: bool = False,
+) -> int:
+    """Measure what this machine's arithmetic does to gradients, and say what to do about it.
+
+    Exit code 0: nothing dangerous; 1: results are wrong here, as with fast-math flags; 2: it could not run.
+
+    Args:
+        device: the platform to examine: cpu, gpu or tpu; by default the one on which JAX computes.
+        against: JSON that this command wrote before, perhaps on another machine: tell what is different.
+        json: print JSON: every measured number, and the verdicts.
+        verbose: say what is being done, a line a step.
+        traceback: show the whole traceback of an error.
+    """
+    from robustad.diagnosis import _examination
+
+    with _progress(verbose), contextlib.redirect_stdout(sys.stderr):
+        try:
+            examined = _examination.examine(device, against)
+        except (ValueError, OSError, RuntimeError) as error:
+            raise CommandError(str(error)) from error
+    if json:
+        print(examined.to_json(indent=2))
+    else:
+        for line in _examination.screen(examined):
+            _print(line.text, line.style)
+    return 0 if examined.ok else 1
 
 
 # --------------------------------------------------------------------------------------- what the user sees

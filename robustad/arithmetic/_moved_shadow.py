@@ -38,6 +38,7 @@ class MovedArithmetic:
 
     ties: Any
     watched: frozenset[Path] = frozenset()
+    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> Moved:
         value = _shadow.lift(x)

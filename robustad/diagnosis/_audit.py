@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis import _causes
 from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost, wide
@@ -20,9 +19,9 @@ from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._blame import blame
 from robustad.diagnosis._contribution import contributions
 from robustad.diagnosis._divergence import divergence, divergences
-from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._leaves import Leaf
+from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
@@ -150,7 +149,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
                 _refuse_nan(audited.arguments)
             found, others = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
             notes = [*others, *notes]
-    notes = [*notes, *_lost(audited), *_unreferenced(audited, leaves)]
+    notes = [*notes, *lost(audited), *unreferenced(audited, leaves)]
     return Report(
         value=value.working,
         gradient=audited.like([leaf.gradient for leaf in leaves]),
@@ -272,51 +271,3 @@ def _refuse_nan(taken: Arguments) -> None:
                 "it reaches the value or the gradient. No equation of the program made it: clean that input, then audit. "
                 "If it is masked, mask it before it is used, not after: f(jnp.where(jnp.isnan(x), 0., x))."
             )
-
-
-def _lost(audited: Audited) -> list[Finding]:
-    """A note for every statement where the shadow is lost on its way to a wanted output."""
-    wanted = audited.flow.equations(audited.flow.ancestors(node for out in audited.flow.outputs for node in out))
-    notes: dict[tuple[str, int, str], Finding] = {}
-    for site in audited.flow.sites.values():
-        if site.path not in wanted or _jaxpr.control(site.equation) or not _shadow.is_lost(site.equation):
-            continue
-        where, name = site.location, site.primitive
-        file, line = (where.file, where.line) if where else ("<unknown>", 0)
-        notes[file, line, name] = Finding(
-            kind="shadow-lost",
-            phase="backward" if site.transposed else "forward",
-            file=file,
-            line=line,
-            function=where.function if where else "",
-            primitive=name,
-            bits_lost=None,
-            reaches=(),
-            cause=f"`{name}` has no shadow rule: it was evaluated plainly, and its outputs count as exact from there on.",
-            remedy="errors made before this statement are not seen behind it; audit the parts on either side by themselves.",
-        )
-    return list(notes.values())
-
-
-def _unreferenced(audited: Audited, leaves: list[Accuracy]) -> list[Finding]:
-    """A note where leaves have no reference."""
-    named = list(zip(audited.names, leaves, audited.leaves))
-    in_f64 = tuple(name for name, _, known in named if known.precision is None)
-    undefined = tuple(name for name, leaf, known in named if known.precision is not None and leaf.reference is None)
-    notes = []
-    for names, cause, remedy in (
-        (
-            in_f64,
-            "these leaves are computed in float64, and the audit has no wider arithmetic yet: only non-finite values are "
-            "found in them.",
-            "audit the function in float32 to see where it loses accuracy.",
-        ),
-        (
-            undefined,
-            "the float64 run is not finite for these leaves either, so they have no reference to be compared with.",
-            "mend the non-finite values first, then audit again.",
-        ),
-    ):
-        if names:
-            notes.append(Finding("reference-untrusted", "backward", "<unknown>", 0, "", "", None, names, cause, remedy))
-    return notes

@@ -11,7 +11,7 @@ from jax import Array
 
 from robustad import _jaxpr
 from robustad._interpret import interpret
-from robustad._jaxpr import Body, Path, Site, While
+from robustad._jaxpr import Body, Path, Site
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._contribution import ContributionArithmetic, Shifted
 from robustad.arithmetic._shadow import Shadow, ShadowArithmetic
@@ -60,11 +60,7 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
 
     `weights`: for the value and each gradient leaf an array that broadcasts to it, 0 where its error does not count.
     """
-    sites = [
-        s
-        for s in audited.flow.sites.values()
-        if _jaxpr.control(s.equation) is None or isinstance(_jaxpr.control(s.equation), While)
-    ]
+    sites = list(audited.flow.sites.values())
     numbers = {site.path: k for k, site in enumerate(sites)}
     program = audited.closed
 
@@ -94,7 +90,13 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
                 values = [Shifted(v.working, v.high, move) for v, move in zip(here, moves)]
                 arithmetic = ContributionArithmetic(numbers, shifts, known)
                 outs, _ = interpret(arithmetic, piece, values, (), k * SEGMENT)
-                return [out.distance for out, wanted in zip(outs, above) if wanted is not None]
+                # What the compiler rounds otherwise the second time is its equation's own error too.
+                makers = {var: numbers[k * SEGMENT + i,] for i, eqn in enumerate(piece.equations) for var in eqn.outvars}
+                return [
+                    out.distance + shifts[makers[var]] * (Shifted(env[var].working, env[var].high, None).gap - out.gap)
+                    for var, out, wanted in zip(piece.outputs, outs, above)
+                    if wanted is not None
+                ]
 
             start = [None if v.high is None else jnp.zeros_like(v.high) for v in here]
             _, back = jax.vjp(distances, start, jnp.ones(len(sites), np.float64))

@@ -1,0 +1,104 @@
+"""Exact references: float64 shares the program's faults, and float64 programs have none of their own."""
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+import robustad as rad
+from robustad.diagnosis import _truth
+
+
+def line(f, offset):
+    return f.__code__.co_firstlineno + offset
+
+
+def flat_cosine(x):
+    return jnp.sum((1 - jnp.cos(x)) / x**2)
+
+
+def log_tail(x):
+    p = 0.5 * (1 + jax.scipy.special.erf(x))
+    return jnp.sum(jnp.log(p))
+
+
+def test_a_zero_that_float64_confirms_is_found_out():
+    """1 - cos(1e-9) is 0 in float64 as well: the two agree, and both are wrong."""
+    with jax.enable_x64(True):
+        assert float(jax.grad(flat_cosine)(jnp.float64(1e-9))) == 0
+    report = rad.audit(flat_cosine)(jnp.float32(1e-9))
+    assert not report.ok
+    assert report.reference == pytest.approx(-float(np.float32(1e-9)) / 12, rel=1e-12)
+    (finding,) = report.findings
+    assert (finding.kind, finding.line) == ("cancellation", line(flat_cosine, 1))
+
+
+def test_the_cancellation_is_blamed_not_the_pole_behind_it():
+    report = rad.audit(log_tail)(jnp.array([-9.0, 1.0], jnp.float32))
+    (finding,) = report.findings
+    assert (finding.kind, finding.line) == ("cancellation", line(log_tail, 1))
+    with mpmath.workdps(60):
+        true = [mpmath.npdf(x) / mpmath.ncdf(x) for x in (-9 * mpmath.sqrt(2), mpmath.sqrt(2))]
+    np.testing.assert_allclose(report.reference, [float(t * mpmath.sqrt(2)) for t in true], rtol=1e-14)
+
+
+def test_programs_in_float64_have_a_reference():
+    with jax.enable_x64(True):
+        good = rad.audit(lambda x: jnp.sum(jnp.sin(x) ** 2))(jnp.array([0.3, 2.0]))
+        bad = rad.audit(flat_cosine)(jnp.array([1e-5]))
+    assert good.ok
+    assert good.bits_lost < 8
+    assert not bad.ok
+    np.testing.assert_allclose(bad.reference, [-1e-5 / 12], rtol=1e-9)
+    assert (bad.findings[0].kind, bad.findings[0].line) == ("cancellation", line(flat_cosine, 1))
+    assert not any(note.kind == "reference-untrusted" for note in bad.notes)
+
+
+def test_beyond_the_range_of_float64():
+    """exp(-800) is 0 in float64 too; as its logarithm comes after it, that is the fault."""
+
+    def f(x):
+        p = jnp.exp(-x)
+        return jnp.sum(jnp.log(p))
+
+    report = rad.audit(f)(jnp.array([800.0, 1.0]))
+    np.testing.assert_array_equal(report.reference, [-1.0, -1.0])
+    (finding,) = report.findings
+    assert (finding.kind, finding.line) == ("underflow", line(f, 1))
+
+
+def test_a_structural_zero_stays_one():
+    """The gradient of a shift before a softmax is 0; exactly so in exact arithmetic."""
+
+    def f(b, x):
+        return -jnp.sum(jax.nn.log_softmax(x + b)[0])
+
+    report = rad.audit(f)(jnp.float32(0.3), jnp.array([0.1, 0.7, -0.4]))
+    assert report.ok, str(report)
+
+
+def test_undefined_stays_undefined():
+    """0 * inf has no value in exact arithmetic either."""
+    report = rad.audit(lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0)))(jnp.array([0.0, 4.0]))
+    assert report.reference is None
+    assert [note.kind for note in report.notes] == ["reference-untrusted"]
+    assert report.findings[0].kind == "zero-times-inf"
+
+
+def test_without_python_flint_float64_is_what_there_is(monkeypatch):
+    def missing():
+        raise ImportError("no python-flint")
+
+    monkeypatch.setattr(_truth, "flint", missing)
+    report = rad.audit(log_tail)(jnp.array([-9.0, 1.0], jnp.float32))
+    assert not report.ok
+    assert report.reference is None
+
+
+def test_what_is_too_large_or_has_no_rule_is_left_to_float64():
+    def f(x):
+        return jnp.sum(jnp.linalg.eigvalsh(x @ x.T)) * 0.0
+
+    assert rad.audit(f)(jnp.eye(3)).ok  # no rule for eigh
+    assert rad.audit(lambda x: jnp.sum(x @ x.T) * 0.0)(jnp.ones((200, 200))).ok
