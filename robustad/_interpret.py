@@ -130,27 +130,33 @@ def _scan(arithmetic: Arithmetic[Value], scan: Scan, operands: list[Value], path
 def _while(arithmetic: Arithmetic[Value], loop: While, operands: list[Value], path: Path):
     both = loop.cond_consts + loop.body_consts
     cond_consts, body_consts = operands[: loop.cond_consts], operands[loop.cond_consts : both]
-    inside = [p for p in _watched(arithmetic, path) if p[len(path)] == 1]
-
+    inside = _watched(arithmetic, path)
     batched = loop.cond.outputs[0].aval.ndim > 0
+    deciding = any(p[len(path)] == 0 for p in inside)
 
-    def proceeds(carry: list[Value]) -> Array:
-        (predicate,), _ = interpret(arithmetic, loop.cond, [*cond_consts, *carry], (*path, 0))
-        return arithmetic.plain(predicate)
+    def decides(carry: list[Value]) -> tuple[Array, Records]:
+        (predicate,), records = interpret(arithmetic, loop.cond, [*cond_consts, *carry], (*path, 0))
+        return arithmetic.plain(predicate), records
 
     def keep_on(state: Any) -> Array:
-        return jnp.any(proceeds(state[1]))
+        return jnp.any(decides(state[1])[0])
 
     def step(state: Any) -> Any:
         i, carry, records = state
         outs, new = interpret(arithmetic, loop.body, [*body_consts, *carry], (*path, 1))
-        if batched:  # under vmap the loop runs on until the last example is done; the others keep their values
-            outs = _where(proceeds(carry), outs, carry)
+        if batched or deciding:
+            proceeds, of_condition = decides(carry)
+            new = new | of_condition
+            if batched:  # under vmap the loop runs on until the last example is done; the others keep their values
+                outs = _where(proceeds, outs, carry)
         return i + 1, outs, {p: arithmetic.fold(p, path, records[p], new[p], i) for p in inside}
 
     blank = {p: arithmetic.blank(p, path) for p in inside}
-    _, carry, records = lax.while_loop(keep_on, step, (jnp.zeros((), jnp.int32), operands[both:], blank))
-    return carry, records | {p: arithmetic.blank(p, path) for p in _watched(arithmetic, path) if p not in records}
+    i, carry, records = lax.while_loop(keep_on, step, (jnp.zeros((), jnp.int32), operands[both:], blank))
+    if deciding:  # the decision to stop
+        _, last = decides(carry)
+        records = records | {p: arithmetic.fold(p, path, records[p], last[p], i) for p in last}
+    return carry, records
 
 
 def _where(predicate: Array, new: list[Value], old: list[Value]) -> list[Value]:

@@ -232,6 +232,35 @@ def test_in_a_while_loop():
     assert (m.margin, m.iteration, m.values) == (0, (3,), (8, 8))
 
 
+def halved(x):
+    return lax.while_loop(lambda s: s > 0.25, lambda s: s / 2, x)
+
+
+def test_the_condition_of_a_while_loop():
+    (m,) = branch_margin(halved)(jnp.float32(4)).margins
+    assert (m.margin, m.iteration, m.values) == (0, (4,), (0.25, 0.25))  # the decision to stop
+    assert (m.decisions, m.line) == (5, line_of(halved, "while_loop"))
+    just_over = jnp.float32(4 * (1 + 2**-23))
+    (m,) = branch_margin(halved)(just_over).margins
+    assert (m.margin, m.iteration, m.decisions) == (1, (4,), 6)
+    (m,) = branch_margin(halved)(jnp.float32(0.125)).margins  # never entered
+    assert (m.iteration, m.decisions) == ((0,), 1)
+    (m,) = branch_margin(jax.vmap(halved))(jnp.asarray([4.0, 3.0])).margins
+    assert (m.margin, m.iteration, m.index) == (0, (4,), (0,))
+
+    def f(x):
+        return lax.scan(lambda c, _: (halved(c) * 3, None), x, length=3)[0]
+
+    (m,) = branch_margin(f)(jnp.float32(4)).margins
+    assert (m.margin, m.iteration) == (0, (0, 4))
+
+    def of_a_lossy_value(x):
+        return lax.while_loop(lambda s: absorbed(s) > 0, lambda s: s - 8, x)
+
+    (m,) = branch_margin(of_a_lossy_value)(jnp.float32(17)).margins
+    assert m.otherwise == 1 and m.diverging.iteration == (2,)
+
+
 def test_branches_not_taken_have_no_record():
     def f(x):
         return lax.cond(x > 0, lambda x: jnp.floor(x), lambda x: jnp.ceil(x), x)
@@ -239,7 +268,7 @@ def test_branches_not_taken_have_no_record():
     found = branch_margin(f)(jnp.float32(2.0))
     assert [m.primitive for m in found.margins] == ["floor", "gt"]
     assert [m.primitive for m in found.unreached] == ["ceil"]
-    assert "1 more without a record: ceil at test_branch_margin.py" in str(found)
+    assert "1 more did not run: ceil at test_branch_margin.py" in str(found)
 
 
 def test_over_shards():

@@ -40,7 +40,7 @@ def branch_margin(f: Callable[..., Any]) -> Callable[..., BranchMargins]:
     captured arrays, or only through random bits, are left out; so are kinks that only reach the result through
     stop_gradient, such as the maximum in a softmax, and what the functions of `robustad.stability` decide within.
 
-    Not looked at are the conditions of while loops, and windowed, running and cross-device extrema.
+    Not looked at are windowed, running and cross-device extrema.
 
     Args:
         f: a function of arrays or pytrees to arrays or pytrees. Nothing in it needs to change; a gradient function has

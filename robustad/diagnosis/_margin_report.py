@@ -107,8 +107,7 @@ class BranchMargins:
 
     Attributes:
         margins: a `BranchMargin` of every predicate that ran, the smallest first.
-        unreached: those of which there is no record: in a branch of `lax.cond` that was not taken, or in the condition of a
-            while loop, which is not looked at.
+        unreached: those that did not run, for example in a branch of `lax.cond` that was not taken.
         function: the name of what was looked at.
         seconds: how long it took.
     """
@@ -181,6 +180,6 @@ def _lines(found: BranchMargins, most: int = 12) -> Iterator[str]:
     if len(shown) > most:
         yield f"... {len(shown) - most} more"
     if found.unreached:
-        yield f"{len(found.unreached)} more without a record: " + ", ".join(
+        yield f"{len(found.unreached)} more did not run: " + ", ".join(
             dict.fromkeys(f"{m.primitive} at {os.path.basename(m.file)}:{m.line}" for m in found.unreached[:6])
         )
