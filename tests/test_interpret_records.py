@@ -24,6 +24,7 @@ class Tally:
     """Plain arithmetic that records the sum of an equation's outputs, how often it ran, and in which iteration last."""
 
     watched: frozenset[Path]
+    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> Any:
         return jnp.asarray(x)

@@ -24,7 +24,7 @@ from tests._walking import assert_close, assert_same_bits, assert_typed, in_floa
 def terms(f: Callable[..., Any], primitive: str, *args: Any) -> float:
     program, _ = _jaxpr.trace(f, *args)
     (path,) = [site.path for site in _jaxpr.sites(program) if site.primitive == primitive]
-    arithmetic = ShadowArithmetic(watched=frozenset({path}))
+    arithmetic = ShadowArithmetic(terms=frozenset({path}))
     with jax.enable_x64(True):
         records = jax.jit(lambda xs: interpret(arithmetic, program, [_shadow.lift(x) for x in xs])[1])(list(args))
         return float(records[path])

@@ -23,10 +23,11 @@ def log_tail(x):
     return jnp.sum(jnp.log(p))
 
 
-def test_a_zero_that_float64_confirms_is_found_out():
-    """1 - cos(1e-9) is 0 in float64 as well: the two agree, and both are wrong."""
+def test_what_float64_confirms_is_found_out():
+    """1 - cos(1e-9) is 0 in float64 as well: the two gradients agree on sin(x)/x², 1e9, and both are wrong."""
+    plain = float(jax.grad(flat_cosine)(jnp.float32(1e-9)))
     with jax.enable_x64(True):
-        assert float(jax.grad(flat_cosine)(jnp.float64(1e-9))) == 0
+        assert plain == pytest.approx(float(jax.grad(flat_cosine)(jnp.float64(np.float32(1e-9)))), rel=1e-6)
     report = rad.audit(flat_cosine)(jnp.float32(1e-9))
     assert not report.ok
     assert report.reference == pytest.approx(-float(np.float32(1e-9)) / 12, rel=1e-12)
@@ -40,7 +41,9 @@ def test_the_cancellation_is_blamed_not_the_pole_behind_it():
     assert (finding.kind, finding.line) == ("cancellation", line(log_tail, 1))
     with mpmath.workdps(60):
         true = [mpmath.npdf(x) / mpmath.ncdf(x) for x in (-9 * mpmath.sqrt(2), mpmath.sqrt(2))]
-    np.testing.assert_allclose(report.reference, [float(t * mpmath.sqrt(2)) for t in true], rtol=1e-14)
+    np.testing.assert_allclose(
+        report.reference, [float(t * mpmath.sqrt(2)) for t in true], rtol=1e-7
+    )  # JAX's 2/sqrt(pi) is float32's
 
 
 def test_programs_in_float64_have_a_reference():
@@ -59,11 +62,11 @@ def test_beyond_the_range_of_float64():
     """exp(-800) is 0 in float64 too; as its logarithm comes after it, that is the fault."""
 
     def f(x):
-        p = jnp.exp(-x)
-        return jnp.sum(jnp.log(p))
+        p = jnp.exp(-x) * 3
+        return jnp.sum(jnp.log(p + p * p))
 
     report = rad.audit(f)(jnp.array([800.0, 1.0]))
-    np.testing.assert_array_equal(report.reference, [-1.0, -1.0])
+    np.testing.assert_allclose(report.reference, [-1.0, -1 - 3 / (3 + np.e)], rtol=1e-7)
     (finding,) = report.findings
     assert (finding.kind, finding.line) == ("underflow", line(f, 1))
 

@@ -31,6 +31,7 @@ from robustad._interpret import through
 from robustad._jaxpr import Equation, Path, While
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow, ShadowArithmetic
+from robustad.stability._error_free import rounded_once
 
 
 @jax.tree_util.register_dataclass
@@ -90,6 +91,8 @@ class ContributionArithmetic:
             working, highs = [o.working for o in outs], [o.high for o in outs]
         else:
             working, highs = lax.optimization_barrier(_shadow.shadowed(eqn, [v.shadow for v in operands]))
+        # Rounded once, however often the compiler computes them: distances are differences of them.
+        working = [w if h is None or jnp.iscomplexobj(w) else rounded_once(w) for w, h in zip(working, highs)]
         if all(v.high is None for v in operands) or all(h is None for h in highs):
             return [Shifted(w, h, None if h is None else jnp.zeros_like(h)) for w, h in zip(working, highs)], None
         linear = _linear_map(eqn, operands, working, highs)
@@ -124,6 +127,8 @@ def _linear_map(
     name, floats = eqn.primitive.name, [k for k, v in enumerate(operands) if v.high is not None]
     if _jaxpr.control(eqn) is not None or _shadow.is_lost(eqn):
         return lambda _: [None if h is None else jnp.zeros_like(h) for h in highs]
+    if name == "stop_gradient":  # nothing to errors
+        return list
     if name in _LINEAR:
         return lambda ds: [_finite(x) if name == "gather" else x for x in _at(eqn, operands, ds)]
     real = all(jnp.isrealobj(x) for x in (*(operands[k].high for k in floats), *highs))

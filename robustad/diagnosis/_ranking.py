@@ -91,7 +91,9 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
                 arithmetic = ContributionArithmetic(numbers, shifts, known)
                 outs, _ = interpret(arithmetic, piece, values, (), k * SEGMENT)
                 # What the compiler rounds otherwise the second time is its equation's own error too.
-                makers = {var: numbers[k * SEGMENT + i,] for i, eqn in enumerate(piece.equations) for var in eqn.outvars}
+                makers = {
+                    var: numbers[k * SEGMENT + i,] for i, eqn in enumerate(piece.equations) for var in eqn.outvars
+                }
                 return [
                     out.distance + shifts[makers[var]] * (Shifted(env[var].working, env[var].high, None).gap - out.gap)
                     for var, out, wanted in zip(piece.outputs, outs, above)
