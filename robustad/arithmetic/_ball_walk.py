@@ -86,7 +86,7 @@ class ExactWalk:
         program: Body,
         operands: Sequence[Any],
         limit: float = LIMIT,
-        arithmetic: type[BallArithmetic] = BallArithmetic,
+        arithmetic: Callable[[float], BallArithmetic] = BallArithmetic,
     ):
         self._program, self._limit = program, limit
         self.operands = [v if isinstance(v, Ball) else lift(v) for v in operands]

@@ -340,6 +340,8 @@ class ShadowArithmetic:
         return [Shadow(w, h) for w, h in zip(working, highs)], record
 
     def blank(self, path: Path, at: Path) -> Array:
+        if path in self.decisions:
+            return jnp.zeros(2, np.float64)
         lengths = [n for watched, loop, n in self.per_iteration if watched == path and loop[: len(at)] == at]
         return jnp.zeros(lengths[:1], np.float64)
 
@@ -354,9 +356,10 @@ DECIDING = frozenset("lt le gt ge eq ne floor ceil round sign argmax argmin conv
 
 
 def otherwise(eqn: Equation, operands: Sequence[Shadow], working: Sequence[Array]) -> Array:
-    """How many elements of a decision the twins would take otherwise, a float64."""
+    """How many elements of a decision the twins would take otherwise, and the sum of what was decided, in float64."""
     (own,) = _jaxpr.evaluate(eqn, [high(v) for v in operands])
-    return jnp.sum(own != working[0].astype(own.dtype), dtype=np.float64)
+    differ = jnp.sum(own != working[0].astype(own.dtype), dtype=np.float64)
+    return jnp.stack([differ, jnp.sum(working[0], dtype=np.float64)])
 
 
 def terms_size(eqn: Equation, operands: Sequence[Shadow], highs: Sequence[Array | None]) -> Array:

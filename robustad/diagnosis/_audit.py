@@ -45,7 +45,10 @@ def audit(
     r"""Where, why and how badly is the gradient of `f` wrong?
 
     Runs `jax.value_and_grad(f)` and, beside it and following its branches, the same program in float64, as one XLA
-    program. Where a gradient leaf is not finite or has lost too many bits, a second pass finds the statements to blame.
+    program. Where that cannot be the truth (it is not finite, it is 0, the verdict is bad, or the program is in float64
+    itself) a small program is evaluated exactly, if python-flint is installed (`robustad[exact]`). Where a gradient leaf
+    is not finite or has lost too many bits, further passes find the statements to blame, and the branches that rounding
+    took; where the value is another for those, the reference is that of the right ones.
 
     Args:
         f: a function to a real floating scalar, as for `jax.grad`. Nothing in it needs to change. Arrays in its
@@ -66,7 +69,7 @@ def audit(
 
     Returns:
         A function of `f`'s arguments that returns a `Report`. Every call traces and compiles anew, and runs the program
-        once, and at least twice more where something is wrong, with its side effects (callbacks, printing) each time. It
+        once, and several times more where something is wrong or in doubt, with its side effects (callbacks, printing) each time. It
         cannot be called under `jax.jit`: audit the function, not a trace of it.
 
     Raises:
@@ -74,7 +77,7 @@ def audit(
             differentiate; `argnums` is wrong; NaN in the inputs, and nothing else, makes the value or the gradient NaN; the
             program uses mutable arrays (`jax.new_ref`).
 
-    A leaf that is wholly in float64 has no reference yet: only non-finite values are found in it, and a note says so.
+    A leaf that is wholly in float64 and has no exact reference is looked at for non-finite values only, and a note says so.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,7 +123,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
         outputs: list[Any] = [value, *gradients]
         verdict = _verdict(audited, outputs, sizes, threshold)
-        exact = truth(audited, EXACT_LIMIT) if verdict.wrong or verdict.doubtful else None
+        exact = truth(audited, sizes, EXACT_LIMIT) if verdict.wrong or verdict.doubtful else None
         bits_needed = None
         if exact is not None:
             highs = [np.asarray(out.high) for out in outputs]

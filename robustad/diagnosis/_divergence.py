@@ -34,7 +34,7 @@ def divergence(
     audited: Audited, outputs: Sequence[Shadow], records: Mapping[Path, jax.Array], threshold: float
 ) -> Divergence | None:
     """None where every decision is the exact program's, or those that are not change nothing that counts."""
-    counts = [(s, int(records[path])) for path, s in audited.flow.sites.items() if path in audited.decisions]
+    counts = [(s, int(records[path][0])) for path, s in audited.flow.sites.items() if path in audited.decisions]
     sites = [(site, n) for site, n in counts if n]
     if not sites:
         return None

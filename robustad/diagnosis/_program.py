@@ -129,7 +129,18 @@ def derivative_program(
         value, *derivatives = leaves(flow, [None] * len(flow.outputs), flow.outputs)
     else:
         value, *derivatives = leaves(flow, [None, *flow.inputs[: len(taken.leaves)]], flow.outputs)
-    return Audited(taken, names, like, directions if mode == "jvp" else [], program, flow, derivatives, value, _decisions(flow), function)
+    return Audited(
+        taken,
+        names,
+        like,
+        directions if mode == "jvp" else [],
+        program,
+        flow,
+        derivatives,
+        value,
+        _decisions(flow),
+        function,
+    )
 
 
 def _directions(taken: Arguments, tangents: Any) -> list[Array]:

@@ -38,6 +38,8 @@ MOST_RANKED = 4
 
 def rank(audited: Audited, wanted: Sequence[tuple[int, str, np.ndarray]]) -> dict[str, Ranked]:
     """What the errors of outputs are made of, by name; (number of the output, its name, which of its slices count)."""
+    if not wanted:
+        return {}
     program, sites = ranking_program(audited)
     run = jax.jit(program)
     ranked = {}

@@ -5,15 +5,18 @@ verdict is bad, or nothing can be concluded from it, the program is walked with 
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from robustad._eager import Unsupported
-from robustad.arithmetic._ball import flint
+from robustad._jaxpr import Equation, Path
+from robustad.arithmetic._ball import Ball, flint
 from robustad.arithmetic._ball_cost import TooLarge
-from robustad.arithmetic._ball_walk import ExactWalk
+from robustad.arithmetic._ball_walk import BallArithmetic, ExactWalk
 from robustad.diagnosis._accuracy import norm
 from robustad.diagnosis._program import Audited
 
@@ -38,17 +41,44 @@ class Truth:
         return any(true is not None and not norm(high - true) <= REFUTED * norm(true) for true, high in pairs)
 
 
-def truth(audited: Audited, limit: float) -> Truth | None:
-    """The exact outputs; None where python-flint is missing, a primitive has no rule or it takes more than `limit` scalar
-    operations."""
+class _Deciding(BallArithmetic):
+    """The exact walk, which adds up what was decided at the equations in `decisions`."""
+
+    def __init__(self, decisions: frozenset[Path], limit: float):
+        super().__init__(limit)
+        self.decisions = decisions
+        self.decided: dict[Path, float] = {}
+
+    def rewind(self) -> None:
+        super().rewind()
+        self.decided.clear()
+
+    def equation(self, eqn: Equation, operands: Sequence[Ball], path: Path) -> tuple[list[Ball], None]:
+        outs, none = super().equation(eqn, operands, path)
+        if path in self.decisions:
+            sum_ = float(np.sum(np.asarray(outs[0].working), dtype=np.float64))
+            self.decided[path] = self.decided.get(path, 0.0) + sum_
+        return outs, none
+
+
+def truth(audited: Audited, records: Mapping[Path, Any], limit: float) -> Truth | None:
+    """The exact outputs; None where python-flint is missing, a primitive has no rule, it takes more than `limit` scalar
+    operations, or the program decides otherwise where it is run equation by equation.
+
+    `records`: of the first pass, what the compiled program decided.
+    """
     try:
         flint()
         constants, inputs = audited.operands
-        walk = ExactWalk(audited.closed, [*constants, *inputs], limit)
+        walk = ExactWalk(audited.closed, [*constants, *inputs], limit, functools.partial(_Deciding, audited.decisions))
         log.info("the same in exact arithmetic")
         results = walk.outputs()
     except (ImportError, Unsupported, TooLarge) as reason:
         log.debug("no exact reference: %s", reason)
+        return None
+    decided: dict[Path, float] = walk.arithmetic.decided  # type: ignore[attr-defined]
+    if any(decided.get(path, 0.0) != float(records[path][1]) for path in audited.decisions):
+        log.debug("no exact reference: equation by equation the program decides otherwise")
         return None
     known = [r.value if r.determined.all() and np.isfinite(r.value).all() else None for r in results]
     return Truth(known, walk.bits)

@@ -24,6 +24,7 @@ KINDS = {
     "vanishing",
     "exploding",
     "ill-conditioned",
+    "branch-divergence",
 }
 
 
