@@ -16,6 +16,7 @@ from robustad._eager import Unsupported
 from robustad._jaxpr import Equation
 from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, widened
 from robustad.arithmetic._ball_elementwise import ELEMENTWISE, elementwise
+from robustad.arithmetic._movement import MOVES
 
 Rule: TypeAlias = Callable[[Equation, Sequence[Ball], Sequence[Any]], list[np.ndarray | None]]
 RULES: dict[str, Rule] = {}
@@ -63,8 +64,10 @@ def enclosed(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) ->
 )
 def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
     """By the positions of the outputs' elements among all elements of the operands, one after the other."""
-    if eqn.primitive.name in _SHAPING:
-        return [_SHAPING[eqn.primitive.name](eqn, operands)]
+    name = eqn.primitive.name
+    if name in MOVES and not any(_is_key(v.working) for v in operands):
+        outs = MOVES[name](eqn.params, *(np.asarray(v.working) if v.exact is None else v.exact for v in operands))
+        return [out if _jaxpr.is_inexact(w) else None for out, w in zip(outs, working)]
     places, start = [], 0
     for v in operands:
         if v.exact is None:
@@ -72,10 +75,8 @@ def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> l
         else:
             places.append(np.arange(start, start + v.exact.size, dtype=np.int32).reshape(v.exact.shape))
             start += v.exact.size
-    changed = {}
-    if eqn.primitive.name == "gather":
-        changed = {"fill_value": -1}
-        fill = eqn.params.get("fill_value")
+    changed = {"fill_value": -1} if name == "gather" else {}
+    fill = eqn.params.get("fill_value")
     source = np.concatenate([np.ravel(v.exact) for v in operands if v.exact is not None])
     outs = _jaxpr.evaluate(eqn, places, **changed)
     moved: list[np.ndarray | None] = []
@@ -89,35 +90,16 @@ def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> l
     return moved
 
 
-def _broadcast(eqn: Equation, operands: Sequence[Ball]) -> np.ndarray:
-    shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    x = exact(operands[0])
-    expanded = [1] * len(shape)
-    for d, size in zip(dims, x.shape):
-        expanded[d] = size
-    return np.broadcast_to(x.reshape(expanded), shape)
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _select(eqn: Equation, operands: Sequence[Ball]) -> np.ndarray:
-    which, *cases = operands
-    at = np.asarray(which.working).astype(int)
-    out = np.array(exact(cases[0]))
-    for k, case in enumerate(cases[1:], 1):
-        out = boxed(np.where(at == k, exact(case), out))
-    return out
-
-
-_SHAPING: dict[str, Callable[[Equation, Sequence[Ball]], np.ndarray]] = {
-    "broadcast_in_dim": _broadcast,
-    "concatenate": lambda eqn, ops: np.concatenate([exact(v) for v in ops], eqn.params["dimension"]),
-    "copy": lambda eqn, ops: exact(ops[0]),
-    "reshape": lambda eqn, ops: exact(ops[0]).reshape(eqn.params["new_sizes"]),
-    "select_n": _select,
-    "squeeze": lambda eqn, ops: exact(ops[0]).squeeze(tuple(eqn.params["dimensions"])),
-    "stop_gradient": lambda eqn, ops: exact(ops[0]),
-    "transpose": lambda eqn, ops: exact(ops[0]).transpose(eqn.params["permutation"]),
-}
-"""The most frequent of them, by NumPy."""
+def evaluated(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
+    """An equation's working outputs. What only moves data needs no compiled program."""
+    name = eqn.primitive.name
+    if name in MOVES and not any(map(_is_key, operands)):
+        return MOVES[name](eqn.params, *map(np.asarray, operands))
+    return _jaxpr.evaluate(eqn, operands)
 
 
 # ---------------------------------------------------------------------- primitives that decide or round: follow
@@ -195,8 +177,8 @@ def _remainder(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) 
 @rule("sort")
 def _sort(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
     axis, shape = eqn.params["dimension"], np.shape(operands[0].working)
-    places = np.moveaxis(np.broadcast_to(np.arange(shape[axis], dtype=np.int32), np.moveaxis(np.empty(shape), axis, -1).shape), -1, axis)
-    *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), np.array(places)])
+    places = np.indices(shape, np.int32)[axis]
+    *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), places])
     return [None if v.exact is None else np.take_along_axis(v.exact, np.asarray(order), axis) for v in operands]
 
 

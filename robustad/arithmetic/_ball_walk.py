@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from robustad import _jaxpr
 from robustad._eager import Unsupported, interpret_eagerly
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_linalg as _ball_linalg  # registers its rules
@@ -15,7 +14,7 @@ from robustad.arithmetic import _ball_reductions as _ball_reductions
 from robustad.arithmetic import _ball_scatter as _ball_scatter
 from robustad.arithmetic._ball import Ball, balls, determined, flint, lift, mapped, to_complex, to_float
 from robustad.arithmetic._ball_cost import TooLarge, cost, program_cost
-from robustad.arithmetic._ball_rules import enclosed
+from robustad.arithmetic._ball_rules import enclosed, evaluated
 
 PRECISIONS = (128, 512, 2048, 8192)
 LIMIT = 1e7
@@ -53,16 +52,18 @@ class BallArithmetic:
             raise TooLarge(f"the exact walk takes more than {self._limit:.0f} scalar operations.")
         if self._at is None:
             try:
-                working = _jaxpr.evaluate(eqn, [v.working for v in operands])
+                working = evaluated(eqn, [v.working for v in operands])
             except Exception as error:
                 raise Unsupported(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
             self._tape.append(working)
         else:
             working = self._tape[self._at]
             self._at += 1
-        return [Ball(w, x) for w, x in zip(working, self.twins(eqn, operands, working))], None
+        return [Ball(w, x) for w, x in zip(working, self.twins(eqn, operands, working, path))], None
 
-    def twins(self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
+    def twins(
+        self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any], path: Path
+    ) -> list[np.ndarray | None]:
         """The exact outputs of an equation."""
         return enclosed(eqn, operands, working)
 
@@ -86,7 +87,7 @@ class ExactWalk:
         program: Body,
         operands: Sequence[Any],
         limit: float = LIMIT,
-        arithmetic: type[BallArithmetic] = BallArithmetic,
+        arithmetic: BallArithmetic | None = None,
     ):
         self._program, self._limit = program, limit
         self.operands = [v if isinstance(v, Ball) else lift(v) for v in operands]
@@ -95,7 +96,7 @@ class ExactWalk:
             raise TooLarge(
                 f"the program takes about {self.cost:.2g} scalar operations; the exact walk takes {limit:.2g} at most."
             )
-        self.arithmetic = arithmetic(limit)
+        self.arithmetic = arithmetic or BallArithmetic(limit)
         self._walked = False
 
     def at(self, exact: Sequence[np.ndarray | None] | None = None, bits: int = 128) -> list[Ball]:

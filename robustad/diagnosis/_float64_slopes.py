@@ -17,6 +17,7 @@ from robustad._interpret import interpret
 from robustad._jaxpr import Body
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._moved_shadow import Moved, MovedArithmetic
+from robustad.arithmetic._stopped import stopped
 from robustad.diagnosis._slopes import Slope
 
 _HALVINGS = 10
@@ -29,7 +30,7 @@ class Float64Slopes:
     exact = False
 
     def __init__(self, program: Body, operands: Sequence[Any]):
-        self._program = program
+        self._program, self._stopped = program, stopped(program)
         self._operands = [jnp.asarray(x) for x in operands]
         with jax.enable_x64(True):
             self._run = jax.jit(self._evaluated)
@@ -58,7 +59,7 @@ class Float64Slopes:
 
     def _evaluated(self, operands: Any, steps: Any, factors: Any, ties: Any) -> Any:
         def at(factor: Any) -> list[Any]:
-            arithmetic = MovedArithmetic(ties)
+            arithmetic = MovedArithmetic(self._stopped, ties)
             values = [arithmetic.lift(x) for x in operands]
             for k, step in enumerate(steps):
                 v = values[k]

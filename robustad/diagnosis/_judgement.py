@@ -17,12 +17,13 @@ class Known:
     """What is known of a leaf's derivative.
 
     expected: the derivative of the value, where no differences were taken what the derivative program gives without
-    rounding; NaN where neither is known; in `coordinates`, like `wrong`: where these two differ. told: a direction along
-    which they do, as (got, expected).
+    rounding; NaN where neither is known; in `coordinates`, like `wrong`: where these two differ; and `decided`: where
+    differences are good enough to tell. told: a direction along which they do, as (got, expected).
     """
 
     expected: np.ndarray
     wrong: np.ndarray
+    decided: np.ndarray
     told: tuple[float, float] | None
 
 
@@ -36,10 +37,10 @@ def known(gradient: Gradient, probes: Probes, rtol: float, tiniest: float) -> Kn
     finite = np.abs(rules[np.isfinite(rules)])
     floor = 16 * 2.0**-gradient.precision * float(np.max(finite, initial=0.0)) + tiniest
     with np.errstate(invalid="ignore", over="ignore"):
-        nearest = np.clip(rules, probes.low, probes.high)
-        tolerance = rtol * np.fmax(np.abs(probes.value), np.abs(rules)) + probes.error + floor
-        decided = np.isfinite(probes.value) & np.isfinite(probes.error)
-        wrong = decided & ~np.isnan(rules) & ~(np.abs(rules - nearest) <= tolerance)
+        nearest = np.clip(rules, probes.low, probes.high)  # at a kink all in between
+        tolerance = rtol * np.fmax(np.abs(probes.value), np.abs(rules)) + floor
+        decided = probes.error <= tolerance
+        wrong = ~np.isnan(rules) & ~np.isnan(probes.value) & (np.abs(rules - nearest) > tolerance + probes.error)
     expected = np.where(wrong | (np.isnan(rules) & decided), probes.value, rules)
     told = None
     for v, slope in probes.directions:
@@ -49,7 +50,7 @@ def known(gradient: Gradient, probes: Probes, rtol: float, tiniest: float) -> Kn
         tolerance = rtol * max(abs(float(slope.value)), spread) + float(slope.error) + floor * norm(v.ravel())
         if math.isfinite(tolerance) and abs(along - nearest) > tolerance:
             told = (along, float(slope.value))
-    return Known(np.where(np.abs(expected) < tiniest, 0.0, expected), wrong, told)
+    return Known(np.where(np.abs(expected) < tiniest, 0.0, expected), wrong, decided, told)
 
 
 def judged(
@@ -98,12 +99,12 @@ def judged(
         got=there[0],
         expected_there=there[1],
         absolute=float(absolute),
-        relative=float(absolute / max(1.0, *(abs(x) for x in there if not np.isnan(x)))),
+        relative=float(absolute / max([1.0, *(abs(x) for x in there if not np.isnan(x))])),
         norm_error=norm(error.ravel()) / size if size else float(norm(error.ravel()) > 0),
-        checked=int(np.isfinite(probes.value[probes.taken]).all(-1).sum()) if probes.taken.any() else 0,
+        checked=int((probes.taken & reference.decided.all(-1)).sum()),
         directions=len(probes.directions),
-        undetermined=int(np.isnan(want).any(-1).sum()) if want.size else 0,
-        kinks=int((probes.low < probes.high).any(-1).sum()) if probes.low.size else 0,
+        undetermined=int((np.isnan(expected) | (probes.taken[:, None] & ~reference.decided)).any(-1).sum()),
+        kinks=int((probes.low < probes.high).any(-1).sum()),
     )
 
 
