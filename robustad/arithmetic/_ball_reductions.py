@@ -5,28 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from robustad import _jaxpr
 from robustad._eager import Unsupported
 from robustad._jaxpr import Equation
-from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, zero
+from robustad.arithmetic._ball import Ball, balls, boxed, exact, flint, mapped, zero
 from robustad.arithmetic._ball_elementwise import logarithm
-from robustad.arithmetic._ball_rules import extreme, rule
+from robustad.arithmetic._ball_rules import enclosed, evaluated, extreme, rule
 from robustad.arithmetic._windows import windows
 
 Twins = list[np.ndarray | None]
 
 
-@rule("reduce_sum", "compensated_sum", "order_free_sum", "pairwise_sum", "kahan_sum")
+@rule("reduce_sum")
 def _sum(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
-    """Sums; those of our own over a count, if they have one."""
-    x, *count = (exact(v) for v in operands)
-    total = boxed(np.add.reduce(x, tuple(eqn.params["axes"]), initial=zero(x)))
-    return [boxed(total / count[0]) if count else total]
-
-
-@rule("compensated_sum_transpose", "order_free_sum_transpose", "pairwise_sum_transpose", "kahan_sum_transpose")
-def _spread(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
-    """The broadcast that is the transpose of a sum over axes."""
-    return [np.broadcast_to(np.expand_dims(exact(operands[0]), tuple(eqn.params["axes"])), eqn.params["shape"])]
+    x = exact(operands[0])
+    return [boxed(np.add.reduce(x, tuple(eqn.params["axes"]), initial=zero(x)))]
 
 
 @rule("reduce_prod")
@@ -87,6 +80,47 @@ def _running_extreme(name: str, x: np.ndarray, held: np.ndarray) -> np.ndarray:
         out[i] = np.where(new, x[i], np.where(tie, mapped(extreme(name), x[i], out[i - 1]), out[i - 1]))
         best[i] = np.where(new, held[i], best[i - 1])
     return out
+
+
+@rule("reduce")
+def _reduce(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
+    """Element after element by the combiner's own program."""
+    p, n = eqn.params, len(operands) // 2
+    combiner, axes = _jaxpr.body(p["jaxpr"]), tuple(p["dimensions"])
+    shape = np.shape(working[0])
+
+    def rows(x: np.ndarray) -> np.ndarray:
+        kept = [d for d in range(x.ndim) if d not in axes]
+        return x.transpose(*axes, *kept).reshape(-1, *shape)
+
+    def row(x: Ball) -> list[Ball]:
+        held, twins = rows(np.asarray(x.working)), None if x.exact is None else rows(x.exact)
+        return [Ball(held[i], None if twins is None else twins[i]) for i in range(len(held))]
+
+    def constant(x: np.ndarray) -> Ball:
+        return Ball(x, balls(x) if _jaxpr.is_inexact(x) else None)
+
+    def spread(x: Ball) -> Ball:
+        return Ball(
+            np.broadcast_to(np.asarray(x.working), shape), None if x.exact is None else np.broadcast_to(x.exact, shape)
+        )
+
+    total = [spread(x) for x in operands[n:]]
+    for elements in zip(*map(row, operands[:n])):
+        env: dict[Any, Ball] = {var: constant(np.asarray(c)) for var, c in combiner.constants}
+        env.update(zip(combiner.inputs, [*total, *elements]))
+
+        def read(atom: Any, env: dict[Any, Ball] = env) -> Ball:
+            return env[atom] if (held := _jaxpr.literal(atom)) is None else constant(held)
+
+        for inner in combiner.equations:
+            ins = [read(atom) for atom in inner.invars]
+            if _jaxpr.control(inner):
+                raise Unsupported("`reduce` with control flow in its combiner has no exact rule.")
+            made = evaluated(inner, [np.broadcast_to(np.asarray(v.working), shape) for v in ins])
+            env.update(zip(inner.outvars, map(Ball, made, enclosed(inner, ins, made))))
+        total = [spread(read(atom)) for atom in combiner.outputs]
+    return [v.exact for v in total]
 
 
 # ----------------------------------------------------------------------------------------------- contractions

@@ -52,12 +52,3 @@ def _destinations(eqn: Equation, base: Ball, indices: Ball, updates: Ball) -> np
         fill_value=-1,
     )
     return np.asarray(gathered)
-
-
-@rule("order_free_segment_sum")
-def _segment_sum(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
-    rows, ids = exact(operands[0]), np.asarray(operands[1].working)
-    out = np.full(np.shape(working[0]), zero(rows))
-    inside = (ids >= 0) & (ids < len(out))
-    np.add.at(out, ids[inside], rows[inside])
-    return [out]

@@ -10,6 +10,7 @@ import numpy as np
 from robustad._eager import Unsupported, interpret_eagerly
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_linalg as _ball_linalg  # registers its rules
+from robustad.arithmetic import _ball_own as _ball_own
 from robustad.arithmetic import _ball_reductions as _ball_reductions
 from robustad.arithmetic import _ball_scatter as _ball_scatter
 from robustad.arithmetic._ball import Ball, balls, determined, flint, lift, mapped, to_complex, to_float

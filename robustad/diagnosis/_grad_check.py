@@ -102,12 +102,17 @@ class _Options:
             raise AuditError(f"`order` must be 1, 2 or 3; got {order!r}.")
         if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
             raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
-        for name, n in (("elements", elements), ("directions", directions)):
-            if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
-                raise AuditError(f"`{name}` must be an integer >= 0; got {n!r}.")
+        count("elements", elements, 0)
+        count("directions", directions, 0)
         if elements + directions == 0:
             raise AuditError("`elements` and `directions` are both 0: there is nothing to check. Leave out one of them.")
         return _Options(tuple(map(float, given)), order, rtol, int(elements), int(directions), seed_of(key))
+
+
+def count(name: str, n: Any, least: int) -> None:
+    """Refuses what is no integer of at least `least`."""
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < least:
+        raise AuditError(f"`{name}` must be an integer >= {least}; got {n!r}.")
 
 
 def seed_of(key: Any) -> list[int]:

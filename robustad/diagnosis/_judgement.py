@@ -74,16 +74,17 @@ def judged(
         error = np.abs(a - b)
     if not np.isfinite(error).all():
         error = np.minimum(error, np.finfo(float).max)
-    rounding = _loses(a, b, gradient, rtol, whole=bool(present.all()), size=norm(_finite(expected)))
-    rounding = rounding or bool((np.isinf(want) & np.isfinite(g)).any())
-    ruled = bool(reference.wrong.any()) or reference.told is not None
-    reason = "nonfinite" if nonfinite.any() else "rule" if ruled else "rounding" if rounding else ""
-
+    lossy = _lossy(a, b, gradient, rtol, size=norm(_finite(expected))) | (np.isinf(want) & np.isfinite(g))
     wrong = reference.wrong[present]
-    score = np.where(nonfinite, np.inf, np.where(wrong.any() & ~wrong, -1.0, error)) if g.size else error
-    there, element = (0.0, 0.0), None
+    ruled = wrong.any() or reference.told is not None
+    reason = "nonfinite" if nonfinite.any() else "rule" if ruled else "rounding" if lossy.any() else ""
+
+    blamed = wrong if wrong.any() else lossy if lossy.any() else np.ones_like(lossy)
+    score = np.where(nonfinite, np.inf, np.where(blamed, error, -1.0))
+    there: tuple[float | complex, float | complex] = (0.0, 0.0)
+    element: tuple[int, ...] | None = ()
     if reference.told is not None and not wrong.any() and not nonfinite.any():
-        there = reference.told
+        there, element = reference.told, None
     elif g.size:
         row = int(np.argmax(score.max(1)))
         element = tuple(int(i) for i in np.unravel_index(np.flatnonzero(present)[row], got.shape))
@@ -100,7 +101,7 @@ def judged(
         expected_there=there[1],
         absolute=float(absolute),
         relative=float(absolute / max([1.0, *(abs(x) for x in there if not np.isnan(x))])),
-        norm_error=norm(error.ravel()) / size if size else float(norm(error.ravel()) > 0),
+        norm_error=math.inf if nonfinite.any() else norm(error.ravel()) / size if size else norm(error.ravel()),
         checked=int((probes.taken & reference.decided.all(-1)).sum()),
         directions=len(probes.directions),
         undetermined=int((np.isnan(expected) | (probes.taken[:, None] & ~reference.decided)).any(-1).sum()),
@@ -112,24 +113,28 @@ def _finite(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x), x, 0.0).ravel()
 
 
-def _loses(a: np.ndarray, b: np.ndarray, gradient: Gradient, rtol: float, whole: bool, size: float) -> bool:
-    """Whether a leaf, or a slice of it, has lost more than its share of digits.
+def _lossy(a: np.ndarray, b: np.ndarray, gradient: Gradient, rtol: float, size: float) -> np.ndarray:
+    """Which elements belong to a leaf, or to a slice of it, that has lost more than its share of digits.
 
-    A sample of its elements is measured against its share of the norm of all. A structural zero is measured against the
-    terms that cancel to it: what is proven to be 0, or in float64 what is far below its terms.
+    A sample of a leaf's elements is measured against its share of the norm of all. A structural zero is measured against
+    the terms that cancel to it: what is proven to be 0, or in float64 what is far below its terms.
     """
 
     def lossy(x: np.ndarray, y: np.ndarray, terms: float, size: float) -> bool:
         structural_zero = size == 0 if gradient.proven else size < STRUCTURAL_ZERO * terms
         return norm(x - y) > rtol * (terms if structural_zero else size)
 
-    if not whole:
-        share = math.sqrt(len(a) / max(gradient.working.size, 1))
-        return lossy(a.ravel(), b.ravel(), float(np.max(gradient.terms)), max(size * share, norm(b.ravel())))
+    whole = gradient.working.size
     rows = gradient.slices or 1
-    terms = np.broadcast_to(np.atleast_1d(gradient.terms), (rows,))
-    each = zip(a.reshape(rows, -1), b.reshape(rows, -1), terms, strict=True)
-    return any(lossy(x, y, float(t), norm(y)) for x, y, t in each)
+    if len(a) < whole:
+        terms, rows = np.max(gradient.terms), 1
+        sizes = [max(size * math.sqrt(len(a) / whole), norm(b.ravel()))]
+    else:
+        terms, sizes = gradient.terms, [norm(y) for y in b.reshape(rows, -1)]
+    terms = np.broadcast_to(np.atleast_1d(terms), (rows,))
+    each = zip(a.reshape(rows, -1), b.reshape(rows, -1), terms, sizes, strict=True)
+    found = np.array([lossy(x, y, float(t), s) for x, y, t, s in each])
+    return np.broadcast_to(found[:, None], (rows, a.size // rows)).reshape(a.shape)
 
 
 def _number(x: np.ndarray, like: np.ndarray) -> float | complex:

@@ -13,9 +13,9 @@ from robustad.arithmetic._ball import to_float
 from robustad.arithmetic._ball_cost import TooLarge
 from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import wide
-from robustad.diagnosis._audit import _terms
 from robustad.diagnosis._first_pass import Audited, shadow_program
 from robustad.diagnosis._float64_slopes import Float64Slopes
+from robustad.diagnosis._leaves import Leaf
 from robustad.diagnosis._slopes import ExactSlopes
 
 MOST = 2e6
@@ -76,6 +76,12 @@ def point(audited: Audited) -> Point:
             )
         )
     return Point(audited, gradients, slopes, float(value.working), reference, notes)
+
+
+def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
+    """The size of what a leaf's last reductions add up: one number, or one a slice."""
+    found = [np.asarray(sizes[term.path]) for term in known.terms]
+    return sum((x if x.shape in ((), (known.slices,)) else x.sum() for x in found), np.zeros(()))
 
 
 def slopes_of(program: _jaxpr.Body, operands: Sequence[Any]) -> tuple[ExactSlopes | Float64Slopes, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from robustad.diagnosis._float64_slopes import Float64Slopes
 from robustad.diagnosis._slopes import ExactSlopes, Slope
 
 _BUDGET = 2e7
-"""Scalar operations that are spent on the exact slopes of one point."""
+"""Scalar operations that are spent on the slopes of one point."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,7 @@ def probes(
 ) -> list[Probes]:
     """The slopes of a scalar output at float64 (complex128) `leaves`: of all elements where there are no more than
     `elements`; else of as many, drawn at random, and along `directions` random directions a leaf."""
-    if isinstance(slopes, ExactSlopes):
-        elements = min(elements, max(int(_BUDGET / slopes.cost), 4))
+    elements = min(elements, max(int(_BUDGET / slopes.cost), 4))
     total = sum(x.size for x in leaves)
     made = []
     for k, x in enumerate(leaves):
