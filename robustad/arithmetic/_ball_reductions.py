@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from robustad import _jaxpr
-from robustad._eager import Unsupported
-from robustad._jaxpr import Equation
-from robustad.arithmetic._ball import Ball, balls, boxed, exact, flint, mapped, zero
+from robustad._eager import Unsupported, interpret_eagerly
+from robustad._jaxpr import Equation, Path
+from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, widened, zero
 from robustad.arithmetic._ball_elementwise import logarithm
 from robustad.arithmetic._ball_rules import enclosed, evaluated, extreme, rule
 from robustad.arithmetic._windows import windows
@@ -82,44 +82,42 @@ def _running_extreme(name: str, x: np.ndarray, held: np.ndarray) -> np.ndarray:
     return out
 
 
+class _Combining:
+    """A combiner of scalars, on arrays of a shape."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+
+    def lift(self, x: Any) -> Ball:
+        x = np.broadcast_to(np.asarray(x), self._shape)
+        return Ball(x, widened(x))
+
+    def plain(self, value: Ball) -> Any:
+        return value.working
+
+    def equation(self, eqn: Equation, operands: Sequence[Ball], path: Path) -> tuple[list[Ball], None]:
+        made = evaluated(eqn, [v.working for v in operands])
+        return list(map(Ball, made, enclosed(eqn, operands, made))), None
+
+
 @rule("reduce")
 def _reduce(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
     """Element after element by the combiner's own program."""
-    p, n = eqn.params, len(operands) // 2
-    combiner, axes = _jaxpr.body(p["jaxpr"]), tuple(p["dimensions"])
-    shape = np.shape(working[0])
+    n, axes, shape = len(operands) // 2, tuple(eqn.params["dimensions"]), np.shape(working[0])
 
-    def rows(x: np.ndarray) -> np.ndarray:
-        kept = [d for d in range(x.ndim) if d not in axes]
-        return x.transpose(*axes, *kept).reshape(-1, *shape)
+    def rows(x: Any) -> np.ndarray:
+        kept = [d for d in range(np.ndim(x)) if d not in axes]
+        return np.asarray(x).transpose(*axes, *kept).reshape(-1, *shape)
 
-    def row(x: Ball) -> list[Ball]:
-        held, twins = rows(np.asarray(x.working)), None if x.exact is None else rows(x.exact)
-        return [Ball(held[i], None if twins is None else twins[i]) for i in range(len(held))]
-
-    def constant(x: np.ndarray) -> Ball:
-        return Ball(x, balls(x) if _jaxpr.is_inexact(x) else None)
-
-    def spread(x: Ball) -> Ball:
-        return Ball(
-            np.broadcast_to(np.asarray(x.working), shape), None if x.exact is None else np.broadcast_to(x.exact, shape)
-        )
-
-    total = [spread(x) for x in operands[n:]]
-    for elements in zip(*map(row, operands[:n])):
-        env: dict[Any, Ball] = {var: constant(np.asarray(c)) for var, c in combiner.constants}
-        env.update(zip(combiner.inputs, [*total, *elements]))
-
-        def read(atom: Any, env: dict[Any, Ball] = env) -> Ball:
-            return env[atom] if (held := _jaxpr.literal(atom)) is None else constant(held)
-
-        for inner in combiner.equations:
-            ins = [read(atom) for atom in inner.invars]
-            if _jaxpr.control(inner):
-                raise Unsupported("`reduce` with control flow in its combiner has no exact rule.")
-            made = evaluated(inner, [np.broadcast_to(np.asarray(v.working), shape) for v in ins])
-            env.update(zip(inner.outvars, map(Ball, made, enclosed(inner, ins, made))))
-        total = [spread(read(atom)) for atom in combiner.outputs]
+    arithmetic, combiner = _Combining(shape), _jaxpr.body(eqn.params["jaxpr"])
+    total = [
+        Ball(*(None if x is None else np.broadcast_to(np.asarray(x), shape) for x in (v.working, v.exact)))
+        for v in operands[n:]
+    ]
+    parts = [(rows(v.working), None if v.exact is None else rows(v.exact)) for v in operands[:n]]
+    for i in range(len(parts[0][0])):
+        element = [Ball(held[i, ...], None if x is None else x[i, ...]) for held, x in parts]
+        total = interpret_eagerly(arithmetic, combiner, [*total, *element])
     return [v.exact for v in total]
 
 
