@@ -8,7 +8,9 @@ from robustad._jaxpr import Body, Call, Cond, Equation, Scan, ShardMap, While
 DISPATCH = 100.0
 """Of one equation, however small: its evaluation by JAX and Python, in scalar operations of 0.2 µs."""
 
-_WEIGHTS = dict.fromkeys("exp log log1p expm1 tanh logistic sin cos tan sinh cosh pow sqrt rsqrt cbrt div".split(), 4.0) | (
+_WEIGHTS = dict.fromkeys(
+    "exp log log1p expm1 tanh logistic sin cos tan sinh cosh pow sqrt rsqrt cbrt div".split(), 4.0
+) | (
     dict.fromkeys("erf erfc erf_inv lgamma digamma atan2 asin acos atan asinh acosh atanh exp2 log2".split(), 15.0)
     | dict.fromkeys("igamma igammac polygamma zeta bessel_i0e bessel_i1e regularized_incomplete_beta".split(), 300.0)
     | {"igamma_grad_a": 3000.0}

@@ -19,8 +19,9 @@ from robustad.arithmetic._ball_walk import BallArithmetic
 
 
 class MovedBalls(BallArithmetic):
-    """stopped: the paths of the `stop_gradient`s. ties: the weight of the last among equals, 0, 1/2 or 1. held: the twins that `stop_gradient` passed in a walk at the
-    working point (None while that one is walked). tied: whether a walk met a tie."""
+    """stopped: the paths of the `stop_gradient`s. ties: the weight of the last among equals, 0, 1/2 or 1. held: the twins
+    that `stop_gradient` passed in a walk at the working point (None while that one is walked). tied: whether a walk met a
+    tie."""
 
     def __init__(self, limit: float, stopped: frozenset[Path]):
         super().__init__(limit)

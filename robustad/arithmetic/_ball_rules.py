@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
@@ -91,7 +92,7 @@ def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> l
 
 
 def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def evaluated(eqn: Equation, operands: Sequence[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from jax import lax
 
 from robustad._eager import Unsupported
 from robustad._jaxpr import Equation, body
-from robustad.arithmetic._ball import Ball, exact, zero
+from robustad.arithmetic._ball import Ball, exact
 from robustad.arithmetic._ball_rules import extreme, rule
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robustad._eager import Unsupported, interpret_eagerly
@@ -147,7 +148,7 @@ def exact_outputs(program: Body, operands: Sequence[Any], limit: float = LIMIT, 
 
 def _result(out: Ball, bits: int, floor: int) -> Exact:
     if out.exact is None:
-        is_key = jax.dtypes.issubdtype(out.working.dtype, jax.dtypes.extended)
+        is_key = jnp.issubdtype(out.working.dtype, jax.dtypes.extended)
         value = out.working if is_key else np.asarray(out.working)
         return Exact(out.working, None, value, np.ones(np.shape(out.working), bool))
     is_complex = np.iscomplexobj(np.asarray(out.working))

@@ -68,7 +68,11 @@ class MovedArithmetic:
             return highs
         near = [Shadow(v.working, v.moved) for v in operands]
         (*rest,) = _shadow.RULES[name](eqn, near, working)
-        if name in _TIES and not jnp.issubdtype(working[0].dtype, jnp.complexfloating) and not jnp.iscomplexobj(near[0].working):
+        if (
+            name in _TIES
+            and not jnp.issubdtype(working[0].dtype, jnp.complexfloating)
+            and not jnp.iscomplexobj(near[0].working)
+        ):
             return [_TIES[name](eqn, near, working[0], rest[0], self.ties)]
         return rest
 

@@ -32,5 +32,3 @@ def windows(
         places = places.reshape(places.shape[0] * count, -1)
         outputs.append(count)
     return places, tuple(outputs)
-
-

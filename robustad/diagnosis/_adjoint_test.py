@@ -78,8 +78,8 @@ def adjoint_test(
 
     Returns:
         A function of `f`'s arguments that returns an `AdjointTest`. With the precision u of the narrowest dtype that is
-        computed in, n numbers in and out, the bound is \(8 \sqrt{n} u \max(\lVert J v \rVert \lVert w \rVert, \lVert v \rVert
-        \lVert J^T w \rVert)\).
+        computed in and n numbers in and out, the bound is
+        \(8 \sqrt{n} u \max(\lVert J v \rVert \lVert w \rVert, \lVert v \rVert \lVert J^T w \rVert)\).
 
     Raises:
         ValueError: there is nothing to differentiate, no floating output, or an option is out of range.
@@ -137,7 +137,7 @@ class _Linear:
     def __init__(self, taken: Arguments, outputs: Callable[[list[jax.Array]], list[jax.Array]]):
         self.leaves = taken.leaves
         try:
-            program, shapes = _jaxpr.trace(outputs, self.leaves)
+            _, shapes = _jaxpr.trace(outputs, self.leaves)
         except AuditError:
             raise
         except Exception as error:  # whatever the user's code raises
@@ -152,9 +152,10 @@ class _Linear:
         try:
             push(self.leaves, zeros)
             derivative, _ = _jaxpr.trace(push, self.leaves, zeros)
-            self._push = lambda v: [(t, t, 0.0) for t in push(self.leaves, v)]
+            self._push = lambda v: [(t, t, 0.0) for t in _parts(push(self.leaves, v))]
         except TypeError:  # a custom_vjp has no forward mode
             derivative, _ = _jaxpr.trace(self._pull, self.leaves, [jnp.zeros(s.shape, s.dtype) for s in shapes])
+            program, _ = _jaxpr.trace(lambda x: _parts(outputs(x)), self.leaves)
             slopes, _ = slopes_of(program, self.leaves)
             self.tangents = "exact" if slopes.exact else "float64"
             self._push = lambda v: [(s.low, s.high, s.error) for s in slopes.along([_wide(x) for x in v])]
@@ -165,16 +166,22 @@ class _Linear:
         v = [_drawn(x, random) for x in self.leaves]
         w = [_drawn(s, random) for s in self.shapes]
         tangents, cotangents = self._push(v), self._pull(self.leaves, w)
+        weights = _parts([jnp.conj(y) for y in w])  # the product of JAX's complex derivatives is real and bilinear
         # Differences at a kink leave an interval open.
-        ends = [np.sort([_terms(low, y), _terms(high, y)], 0) for (low, high, _), y in zip(tangents, w)]
+        ends = [np.sort([_terms(low, y), _terms(high, y)], 0) for (low, high, _), y in zip(tangents, weights)]
         low, high = (_sum([x[k] for x in ends]) for k in (0, 1))
-        doubt = _sum([np.abs(_wide(y)) * error for (_, _, error), y in zip(tangents, w)])
+        doubt = _sum([np.abs(_wide(y)) * error for (_, _, error), y in zip(tangents, weights)])
         back = _sum([_terms(x, y) for x, y in zip(cotangents, v)])
         nearest = min(max(back, low), high)
         sizes = _norm([t for _, t, _ in tangents]) * _norm(w), _norm(v) * _norm(cotangents)
         n = sum(x.size for x in [*self.leaves, *w])
         bound = _CONSTANT * math.sqrt(n) * self.unit * max(sizes) + doubt
         return nearest, back, abs(nearest - back) + 0 * (low + high), bound
+
+
+def _parts(xs: Sequence[Any]) -> list[jax.Array]:
+    """Real numbers and the parts of complex ones."""
+    return [p for x in xs for p in ((jnp.real(x), jnp.imag(x)) if jnp.iscomplexobj(x) else (x,))]
 
 
 def _precision(program: _jaxpr.Body) -> int:
@@ -202,7 +209,7 @@ def _wide(x: Any) -> np.ndarray:
 
 def _terms(x: Any, y: Any) -> np.ndarray:
     """Those of the real bilinear product of JAX's complex derivatives."""
-    return (_wide(x) * _wide(y)).real
+    return np.real(_wide(x) * _wide(y))
 
 
 def _sum(parts: Sequence[np.ndarray]) -> float:

@@ -20,7 +20,7 @@ from robustad.arithmetic import _shadow
 from robustad.arithmetic._ball_cost import program_cost
 from robustad.arithmetic._moved_shadow import Moved, MovedArithmetic
 from robustad.arithmetic._stopped import stopped
-from robustad.diagnosis._slopes import Slope
+from robustad.diagnosis._slopes import Slope, unknown
 
 _HALVINGS = 10
 _STEPS = 2.0 ** -np.arange(3, 3 + _HALVINGS)
@@ -72,7 +72,7 @@ class Float64Slopes:
 
     def _evaluated(self, operands: Any, steps: Any, factors: Any, ties: Any) -> Any:
         def at(factor: Any) -> list[Any]:
-            arithmetic = MovedArithmetic(self._stopped, ties)
+            arithmetic: Any = MovedArithmetic(self._stopped, ties)
             values = [arithmetic.lift(x) for x in operands]
             for k, step in enumerate(steps):
                 v = values[k]
@@ -87,13 +87,13 @@ def _slope(values: np.ndarray, per: float) -> Slope:
     """Ridders' extrapolation, element by element; `values` at the steps, their negatives, and 0."""
     values = np.asarray(values)
     shape = values.shape[1:]
-    if values.dtype.kind not in "f":
-        return Slope(*(np.full(shape, np.nan) for _ in range(3)), np.full(shape, np.inf))
+    if values.dtype.kind != "f":
+        return unknown(shape)
     flat = values.reshape(len(values), -1)
     with np.errstate(all="ignore"):
         parts = [_extrapolated(flat[:, i]) for i in range(flat.shape[1])]
-        columns = (np.array([p[k] for p in parts], float).reshape(shape) / per for k in range(4))
-        return Slope(*columns)
+        columns = np.array(parts, float).reshape(*shape, 4) / per
+    return Slope(columns[..., 0], columns[..., 1], columns[..., 2], columns[..., 3])
 
 
 def _extrapolated(f: np.ndarray) -> tuple[float, float, float, float]:

@@ -47,10 +47,11 @@ def grad_check(
         scales: the check is made with the differentiated arguments times each of these: `(1e-20, 1, 1e20)` shows a norm
             whose squares overflow or vanish.
         order: 2 checks second derivatives too: the gradient of \(\langle \nabla f, v \rangle\) with a random v.
-        rtol: a leaf is right where \(\lVert g - \nabla f \rVert \le \mathrm{rtol} \lVert \nabla f \rVert\) (each slice of a leaf
-            that a scan runs over); by default \(2^{-p/2}\), half of the p bits of the narrowest dtype that it passes through
-            (2e-4 in float32, 1e-8 in float64, 6 % in bfloat16). A small element of a large leaf may lose its digits, not
-            its rule: without rounding, each checked element must agree to rtol of itself.
+        rtol: a leaf (each slice of one that a scan runs over) is right where
+            \(\lVert g - \nabla f \rVert \le \mathrm{rtol} \lVert \nabla f \rVert\); by default \(2^{-p/2}\), half of the p
+            bits of the narrowest dtype that it passes through (2e-4 in float32, 1e-8 in float64, 6 % in bfloat16). A
+            small element of a large leaf may lose its digits, not its rule: without rounding, each checked element must
+            agree to rtol of itself.
         elements: how many elements are checked at most, each by itself; all, where there are no more.
         directions: how many random directions are checked too, for each leaf of which not all elements are.
         key: `jax.random.key` that draws elements, directions and v.
@@ -105,7 +106,9 @@ class _Options:
         count("elements", elements, 0)
         count("directions", directions, 0)
         if elements + directions == 0:
-            raise AuditError("`elements` and `directions` are both 0: there is nothing to check. Leave out one of them.")
+            raise AuditError(
+                "`elements` and `directions` are both 0: there is nothing to check. Leave out one of them."
+            )
         return _Options(tuple(map(float, given)), order, rtol, int(elements), int(directions), seed_of(key))
 
 
@@ -119,7 +122,7 @@ def seed_of(key: Any) -> list[int]:
     """A seed for NumPy from a JAX key; the same one each time where there is none."""
     if key is None:
         return [0]
-    if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
         raise AuditError(f"`key` must be one key of jax.random.key(...); got {type(key).__name__}.")
     return [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
 
@@ -133,7 +136,9 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
     for scale in options.scales:
         scaled = [_scaled(x, scale) for x in leaves]
         if lost := [name for name, x, y in zip(audited.arguments.names, leaves, scaled) if _unscalable(x, y)]:
-            notes.append(f"not checked at scale {scale:g}: {', '.join(lost) or 'the argument'} leaves its dtype's range.")
+            notes.append(
+                f"not checked at scale {scale:g}: {', '.join(lost) or 'the argument'} leaves its dtype's range."
+            )
             continue
         function, program = audited.function, audited
         for order in range(1, options.order + 1):
@@ -228,7 +233,7 @@ def _forward(at: Point, probed: Sequence[Probes]) -> tuple[list[np.ndarray] | No
     found = []
     try:
         for k, (x, probe) in enumerate(zip(leaves, probed)):
-            width = probe.value.shape[1]
+            width = probe.slopes.value.shape[1]
             made = np.full((x.size, width), np.nan)
             for i in np.flatnonzero(probe.taken):
                 for axis in range(width):

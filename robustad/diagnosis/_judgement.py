@@ -37,11 +37,15 @@ def known(gradient: Gradient, probes: Probes, rtol: float, tiniest: float) -> Kn
     finite = np.abs(rules[np.isfinite(rules)])
     floor = 16 * 2.0**-gradient.precision * float(np.max(finite, initial=0.0)) + tiniest
     with np.errstate(invalid="ignore", over="ignore"):
-        nearest = np.clip(rules, probes.low, probes.high)  # at a kink all in between
-        tolerance = rtol * np.fmax(np.abs(probes.value), np.abs(rules)) + floor
-        decided = probes.error <= tolerance
-        wrong = ~np.isnan(rules) & ~np.isnan(probes.value) & (np.abs(rules - nearest) > tolerance + probes.error)
-    expected = np.where(wrong | (np.isnan(rules) & decided), probes.value, rules)
+        nearest = np.clip(rules, probes.slopes.low, probes.slopes.high)  # at a kink all in between
+        tolerance = rtol * np.fmax(np.abs(probes.slopes.value), np.abs(rules)) + floor
+        decided = probes.slopes.error <= tolerance
+        wrong = (
+            ~np.isnan(rules)
+            & ~np.isnan(probes.slopes.value)
+            & (np.abs(rules - nearest) > tolerance + probes.slopes.error)
+        )
+    expected = np.where(wrong | (np.isnan(rules) & decided), probes.slopes.value, rules)
     told = None
     for v, slope in probes.directions:
         terms = (rules * coordinates(np.conj(v))).ravel()
@@ -105,7 +109,7 @@ def judged(
         checked=int((probes.taken & reference.decided.all(-1)).sum()),
         directions=len(probes.directions),
         undetermined=int((np.isnan(expected) | (probes.taken[:, None] & ~reference.decided)).any(-1).sum()),
-        kinks=int((probes.low < probes.high).any(-1).sum()),
+        kinks=int(probes.slopes.kinked.any(-1).sum()),
     )
 
 

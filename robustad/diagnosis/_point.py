@@ -57,7 +57,7 @@ def point(audited: Audited) -> Point:
     program, _ = _jaxpr.trace(audited.function, leaves, others)
     slopes, notes = slopes_of(program, operands)
     exact: list[np.ndarray | None] = [None] * len(leaves)
-    reference = float(value.high) if value.working.dtype.itemsize < 8 else None
+    reference = float(np.asarray(value.high)) if value.working.dtype.itemsize < 8 else None
     if isinstance(slopes, ExactSlopes):
         reference = to_float(slopes.outputs()[0][()])
         try:

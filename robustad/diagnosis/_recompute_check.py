@@ -74,7 +74,9 @@ class RecomputeCheck:
             )
         for leaf in self.leaves:
             errors = f"errors {leaf.error_stored:.2e} stored, {leaf.error_recomputed:.2e} recomputed"
-            lines.append(f"  {leaf.name or 'gradient'}: {'ok' if leaf.ok else 'WORSE'}, {leaf.ulps:g} ulp apart, {errors}")
+            lines.append(
+                f"  {leaf.name or 'gradient'}: {'ok' if leaf.ok else 'WORSE'}, {leaf.ulps:g} ulp apart, {errors}"
+            )
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -113,7 +115,9 @@ def recompute_check(
     @functools.wraps(f, updated=())
     def check(*args: Any, **kwargs: Any) -> RecomputeCheck:
         if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
-            raise AuditError("`recompute_check` was called on traced arrays (under jit, grad or vmap). Call it outside.")
+            raise AuditError(
+                "`recompute_check` was called on traced arrays (under jit, grad or vmap). Call it outside."
+            )
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             return _run(f, gradient_program(f, argnums, has_aux, args, kwargs))
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body
-from robustad.arithmetic._ball import balls, determined, flint, to_float
+from robustad.arithmetic._ball import balls, boxed, determined, flint, to_float
 from robustad.arithmetic._ball_moved import MovedBalls
 from robustad.arithmetic._ball_walk import LIMIT, ExactWalk
 from robustad.arithmetic._stopped import stopped
@@ -38,7 +38,7 @@ class Slope:
 
     @property
     def kinked(self) -> np.ndarray:
-        return self.low != self.high
+        return self.low < self.high
 
 
 class ExactSlopes:
@@ -81,7 +81,8 @@ class ExactSlopes:
         arithmetic.ties = ties
         with flint().ctx.workprec(bits):
             operands: list[np.ndarray | None] = [
-                None if step is None else v.exact + balls(step) * factor for v, step in zip(self._walk.operands, steps)
+                None if step is None else boxed(v.exact + balls(step) * factor)
+                for v, step in zip(self._walk.operands, steps)
             ]
             operands += [None] * (len(self._walk.operands) - len(operands))
             return [v.exact for v in self._walk.at(operands, bits)]
@@ -119,9 +120,7 @@ class ExactSlopes:
                 break
         return made
 
-    def _differences(
-        self, steps: Any, per: float, ties: float, shift: int, bits: int
-    ) -> list[list[_Differences]]:
+    def _differences(self, steps: Any, per: float, ties: float, shift: int, bits: int) -> list[list[_Differences]]:
         base, _ = self._base(bits, ties)
         with flint().ctx.workprec(bits):
             h = flint().arb(2) ** -shift
@@ -132,7 +131,9 @@ class ExactSlopes:
                 return (p - b) / unit, (b - m) / unit, self._or_zero((p - m) / (2 * unit))
 
             return [
-                [] if b is None else [differences(*at) for at in zip(p.ravel(), b.ravel(), m.ravel())]
+                []
+                if b is None or (b.size and isinstance(b.flat[0], flint().acb))
+                else [differences(*at) for at in zip(p.ravel(), b.ravel(), m.ravel())]
                 for p, b, m in zip(plus, base, minus)
             ]
 
@@ -154,10 +155,16 @@ def _bent(difference: _Differences) -> bool:
 
 def _slope(near: list[_Differences], nearer: list[_Differences], shape: tuple[int, ...]) -> Slope:
     """The slope of an output from its differences with a step, and with one 2⁴⁰ times smaller."""
-    if not near:  # integers
-        return Slope(*(np.full(shape, np.nan) for _ in range(3)), np.full(shape, np.inf))
-    parts = [_judged(d, e) for d, e in zip(near, nearer)]
-    return Slope(*(np.array([p[k] for p in parts], float).reshape(shape) for k in range(4)))
+    if not near:
+        return unknown(shape)
+    columns = np.array([_judged(d, e) for d, e in zip(near, nearer)], float).reshape(*shape, 4)
+    return Slope(columns[..., 0], columns[..., 1], columns[..., 2], columns[..., 3])
+
+
+def unknown(shape: tuple[int, ...]) -> Slope:
+    """Of integers and complex numbers, of which the parts are asked for by themselves."""
+    nothing = np.full(shape, np.nan)
+    return Slope(nothing, nothing, nothing, np.full(shape, np.inf))
 
 
 def _judged(near: _Differences, nearer: _Differences) -> tuple[float, float, float, float]:
