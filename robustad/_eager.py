@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -17,7 +18,7 @@ from robustad._jaxpr import Body, Call, Cond, Control, Equation, Path, Scan, Sha
 Value = TypeVar("Value")
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """A program cannot be walked on the host; the message names the primitive."""
 
 
@@ -38,7 +39,7 @@ def interpret_eagerly(
     """The outputs of `program` on `operands` under `arithmetic`; paths are those of `_interpret.interpret`.
 
     Raises:
-        Unsupported: the program holds a `shard_map` or mutable arrays.
+        UnsupportedError: the program holds a `shard_map` or mutable arrays.
     """
     return _Walk(arithmetic).body(program, operands, path)
 
@@ -61,7 +62,7 @@ class _Walk:
             ins, here = [read(atom) for atom in eqn.invars], (*path, i)
             if id(eqn) not in self.inner:
                 if any(_jaxpr.is_mutable(v) for v in (*eqn.invars, *eqn.outvars)):
-                    raise Unsupported(f"`{eqn.primitive.name}` of a mutable array cannot be walked on the host.")
+                    raise UnsupportedError(f"`{eqn.primitive.name}` of a mutable array cannot be walked on the host.")
                 self.inner[id(eqn)] = _jaxpr.control(eqn)
             if inner := self.inner[id(eqn)]:
                 outs = _RULES[type(inner)](self, inner, ins, here)
@@ -94,12 +95,12 @@ def _scan(walk: _Walk, scan: Scan, operands: list[Any], path: Path) -> list[Any]
 
 def _on_host(leaf: Any) -> Any:
     """A JAX array as NumPy's, whose elements need no compiled program; keys stay."""
-    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else np.asarray(leaf)
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.asarray(leaf)
 
 
 def _stacked(leaves: Sequence[Any]) -> Any:
-    if jax.dtypes.issubdtype(leaves[0].dtype, jax.dtypes.extended):
-        return jax.numpy.stack(leaves)
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.extended):
+        return jnp.stack(leaves)
     return np.stack([np.asarray(leaf) for leaf in leaves])
 
 
@@ -114,17 +115,18 @@ def _while(walk: _Walk, loop: While, operands: list[Any], path: Path) -> list[An
 
     while (predicate := proceeds()).any():
         outs = walk.body(loop.body, [*body_consts, *carry], (*path, 1))
-        if predicate.all():
-            carry = outs
-        else:  # under vmap the loop runs on until the last example is done; the others keep their values
-            carry = jax.tree.map(lambda new, old, p=predicate: _where(p, new, old), outs, carry)
+        if (
+            not predicate.all()
+        ):  # under vmap the loop runs on until the last example is done; the others keep their values
+            outs = jax.tree.map(lambda new, old, p=predicate: _where(p, new, old), outs, carry)
+        carry = outs
     return carry
 
 
 def _where(predicate: np.ndarray, new: Any, old: Any) -> Any:
     """The new leaf where the predicate (its first axes) holds, the old one elsewhere."""
     which = predicate.reshape(predicate.shape + (1,) * (np.ndim(new) - predicate.ndim))
-    if jax.dtypes.issubdtype(new.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(new.dtype, jax.dtypes.extended):
         return lax.select(np.broadcast_to(which, new.shape), new, old)
     return np.where(which, np.asarray(new), np.asarray(old))
 
@@ -135,7 +137,7 @@ def _cond(walk: _Walk, cond: Cond, operands: list[Any], path: Path) -> list[Any]
 
 
 def _shard_map(walk: _Walk, mapped: ShardMap, operands: list[Any], path: Path) -> list[Any]:
-    raise Unsupported("`shard_map` cannot be walked on the host.")
+    raise UnsupportedError("`shard_map` cannot be walked on the host.")
 
 
 _RULES: dict[type[Control], Callable[..., list[Any]]] = {

@@ -17,7 +17,7 @@ _WEIGHTS = dict.fromkeys(
 )
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """An exact walk costs more than its limit."""
 
 

@@ -117,8 +117,7 @@ def elementwise(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any])
     if name in ("sin", "cos"):
         wrong |= ~is_finite(xs[0])
     if name == "atan2":
-        y = np.asarray(operands[0].working, np.float64)
-        wrong |= (y == 0) & np.signbit(y)
+        wrong |= np.asarray(operands[0].working) == 0
     if not wrong.any() or (limit := _LIMITS.get(name)) is None:
         return [out]
     xs = [np.broadcast_to(x, out.shape) for x in xs]
@@ -211,11 +210,13 @@ def _pow_limit(x: Any, y: Any, wx: Any, wy: Any) -> Any:
     if x.is_zero() and y < 0:
         odd = y.is_integer() and not (y / 2).is_integer()
         return _signed_infinity(_sign(x, wx) if odd else 1.0)
+    if y.is_zero() or x == _number(1):
+        return _number(1)
+    if x.is_nan() or y.is_nan():
+        return _number(_NAN)
     if _infinite(x) or _infinite(y):
-        if not y.is_nan() and not x.is_nan():
-            with np.errstate(all="ignore"):
-                return _number(float(np.power(np.float64(_like(x)), np.float64(_like(y)))))
-        return None
+        with np.errstate(all="ignore"):
+            return _number(float(np.power(np.float64(_like(x)), np.float64(_like(y)))))
     if y > 0 and x.is_finite() and not x < 0 and not y.is_integer():
         return _over_zero(x, lambda v: v**y)
     return None
@@ -252,11 +253,11 @@ def _digamma(x: Any, working: Any) -> Any:
 def _atan2(y: Any, x: Any, wy: Any, wx: Any) -> Any:
     """Multiples of π/4 at infinities; the half plane of a signed zero."""
     quarter = flint().arb.pi() / 4
-    if _infinite(x) or _infinite(y):
+    if y.is_zero() and wy == 0 and (x < 0 or (x.is_zero() and np.signbit(np.float64(wx)))):
+        return quarter * (-4 if np.signbit(np.float64(wy)) else 4)
+    if (_infinite(x) or _infinite(y)) and not x.is_nan() and not y.is_nan():
         corner = np.arctan2(np.float64(_like(y)), np.float64(_like(x)))
         return quarter * round(float(corner) / (np.pi / 4))
-    if y.is_zero() and x < 0 and wy == 0:
-        return quarter * (-4 if np.signbit(np.float64(wy)) else 4)
     return None
 
 

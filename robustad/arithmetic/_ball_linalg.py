@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from robustad._eager import Unsupported
+from robustad._eager import UnsupportedError
 from robustad._jaxpr import Equation
 from robustad.arithmetic._ball import Ball, exact, flint, mapped, zero
 from robustad.arithmetic._ball_elementwise import square_root
@@ -91,9 +91,11 @@ def _qr(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twin
     (value,), p = operands, eqn.params
     held, a = np.asarray(value.working), exact(value)
     if p.get("pivoting") or np.iscomplexobj(held) or held.shape[-2] < held.shape[-1]:
-        raise Unsupported("`qr` has an exact rule for real matrices with full column rank, without pivoting, alone.")
+        raise UnsupportedError(
+            "`qr` has an exact rule for real matrices with full column rank, without pivoting, alone."
+        )
     if p.get("full_matrices") and held.shape[-2] > held.shape[-1]:
-        raise Unsupported("`qr` with full matrices has no exact rule.")
+        raise UnsupportedError("`qr` with full matrices has no exact rule.")
     n = held.shape[-1]
 
     def factor(a: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from robustad._jaxpr import Equation
+from robustad._jaxpr import Equation, Path
 from robustad.arithmetic._ball import Ball, boxed, exact
 from robustad.arithmetic._ball_reductions import window_places
 from robustad.arithmetic._ball_rules import enclosed
@@ -19,11 +19,13 @@ from robustad.arithmetic._ball_walk import BallArithmetic
 
 
 class MovedBalls(BallArithmetic):
-    """ties: the weight of the last among equals, 0, 1/2 or 1. held: the twins that `stop_gradient` passed in a walk at the
-    working point (None while that one is walked). tied: whether a walk met a tie."""
+    """stopped: the paths of the `stop_gradient`s. ties: the weight of the last among equals, 0, 1/2 or 1. held: the twins
+    that `stop_gradient` passed in a walk at the working point (None while that one is walked). tied: whether a walk met a
+    tie."""
 
-    def __init__(self, limit: float):
+    def __init__(self, limit: float, stopped: frozenset[Path]):
         super().__init__(limit)
+        self._stopped = stopped
         self.ties, self.tied = 0.5, False
         self.held: list[np.ndarray | None] | None = None
         self.passed: list[np.ndarray | None] = []
@@ -32,9 +34,11 @@ class MovedBalls(BallArithmetic):
         super().rewind()
         self.passed = []
 
-    def twins(self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
+    def twins(
+        self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any], path: Path
+    ) -> list[np.ndarray | None]:
         name = eqn.primitive.name
-        if name == "stop_gradient":
+        if path in self._stopped:
             k = len(self.passed)
             self.passed.append(operands[0].exact if self.held is None else self.held[k])
             return [self.passed[-1]]

@@ -5,28 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from robustad._eager import Unsupported
-from robustad._jaxpr import Equation
-from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, zero
+from robustad import _jaxpr
+from robustad._eager import UnsupportedError, interpret_eagerly
+from robustad._jaxpr import Equation, Path
+from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, widened, zero
 from robustad.arithmetic._ball_elementwise import logarithm
-from robustad.arithmetic._ball_rules import extreme, rule
+from robustad.arithmetic._ball_rules import enclosed, evaluated, extreme, rule
 from robustad.arithmetic._windows import windows
 
 Twins = list[np.ndarray | None]
 
 
-@rule("reduce_sum", "compensated_sum", "order_free_sum", "pairwise_sum", "kahan_sum")
+@rule("reduce_sum")
 def _sum(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
-    """Sums; those of our own over a count, if they have one."""
-    x, *count = (exact(v) for v in operands)
-    total = boxed(np.add.reduce(x, tuple(eqn.params["axes"]), initial=zero(x)))
-    return [boxed(total / count[0]) if count else total]
-
-
-@rule("compensated_sum_transpose", "order_free_sum_transpose", "pairwise_sum_transpose", "kahan_sum_transpose")
-def _spread(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
-    """The broadcast that is the transpose of a sum over axes."""
-    return [np.broadcast_to(np.expand_dims(exact(operands[0]), tuple(eqn.params["axes"])), eqn.params["shape"])]
+    x = exact(operands[0])
+    return [boxed(np.add.reduce(x, tuple(eqn.params["axes"]), initial=zero(x)))]
 
 
 @rule("reduce_prod")
@@ -87,6 +80,45 @@ def _running_extreme(name: str, x: np.ndarray, held: np.ndarray) -> np.ndarray:
         out[i] = np.where(new, x[i], np.where(tie, mapped(extreme(name), x[i], out[i - 1]), out[i - 1]))
         best[i] = np.where(new, held[i], best[i - 1])
     return out
+
+
+class _Combining:
+    """A combiner of scalars, on arrays of a shape."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self._shape = shape
+
+    def lift(self, x: Any) -> Ball:
+        x = np.broadcast_to(np.asarray(x), self._shape)
+        return Ball(x, widened(x))
+
+    def plain(self, value: Ball) -> Any:
+        return value.working
+
+    def equation(self, eqn: Equation, operands: Sequence[Ball], path: Path) -> tuple[list[Ball], None]:
+        made = evaluated(eqn, [v.working for v in operands])
+        return list(map(Ball, made, enclosed(eqn, operands, made))), None
+
+
+@rule("reduce")
+def _reduce(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
+    """Element after element by the combiner's own program."""
+    n, axes, shape = len(operands) // 2, tuple(eqn.params["dimensions"]), np.shape(working[0])
+
+    def rows(x: Any) -> np.ndarray:
+        kept = [d for d in range(np.ndim(x)) if d not in axes]
+        return np.asarray(x).transpose(*axes, *kept).reshape(-1, *shape)
+
+    arithmetic, combiner = _Combining(shape), _jaxpr.body(eqn.params["jaxpr"])
+    total = [
+        Ball(*(None if x is None else np.broadcast_to(np.asarray(x), shape) for x in (v.working, v.exact)))
+        for v in operands[n:]
+    ]
+    parts = [(rows(v.working), None if v.exact is None else rows(v.exact)) for v in operands[:n]]
+    for i in range(len(parts[0][0])):
+        element = [Ball(held[i, ...], None if x is None else x[i, ...]) for held, x in parts]
+        total = interpret_eagerly(arithmetic, combiner, [*total, *element])
+    return [v.exact for v in total]
 
 
 # ----------------------------------------------------------------------------------------------- contractions
@@ -173,7 +205,7 @@ def _selected(eqn: Equation, held: np.ndarray) -> tuple[np.ndarray, tuple[int, .
     at, shape = window_places(eqn, held.shape)
     keep = eqn.params["select_prim"].name
     if keep not in ("ge", "le"):
-        raise Unsupported(f"`{eqn.primitive.name}` that selects by `{keep}` has no exact rule.")
+        raise UnsupportedError(f"`{eqn.primitive.name}` that selects by `{keep}` has no exact rule.")
     values = held.astype(np.float64).ravel()[at] * (1 if keep == "ge" else -1)
     best = np.where(at < 0, -np.inf, values).argmax(1)
     return at[np.arange(len(at)), best], shape

@@ -9,13 +9,15 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad._eager import Unsupported
+from robustad._eager import UnsupportedError
 from robustad._jaxpr import Equation
 from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, widened
 from robustad.arithmetic._ball_elementwise import ELEMENTWISE, elementwise
+from robustad.arithmetic._movement import MOVES
 
 Rule: TypeAlias = Callable[[Equation, Sequence[Ball], Sequence[Any]], list[np.ndarray | None]]
 RULES: dict[str, Rule] = {}
@@ -41,7 +43,7 @@ def enclosed(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) ->
     """The twins of an equation's working outputs.
 
     Raises:
-        Unsupported: there is no rule for its primitive.
+        UnsupportedError: there is no rule for its primitive.
     """
     if not any(_jaxpr.is_inexact(out) for out in working):
         return [None] * len(working)
@@ -49,7 +51,7 @@ def enclosed(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) ->
     if all(v.exact is None for v in operands) and name != "convert_element_type":
         return _anew(eqn, operands, working)
     if name not in RULES:
-        raise Unsupported(f"the primitive `{name}` has no exact rule.")
+        raise UnsupportedError(f"the primitive `{name}` has no exact rule.")
     return RULES[name](eqn, operands, working)
 
 
@@ -58,13 +60,15 @@ def enclosed(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) ->
 
 @rule(
     *"""broadcast_in_dim broadcast_to concatenate copy device_put dynamic_slice dynamic_update_slice expand_dims gather
-    layout_constraint name optimization_barrier order_free_gather pad pbroadcast pvary reshape reshard rev select_n
+    layout_constraint name optimization_barrier pad pbroadcast pvary reshape reshard rev select_n
     sharding_constraint slice split squeeze stack stop_gradient tie tile transpose unstack""".split()
 )
 def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
     """By the positions of the outputs' elements among all elements of the operands, one after the other."""
-    if eqn.primitive.name in _SHAPING:
-        return [_SHAPING[eqn.primitive.name](eqn, operands)]
+    name = eqn.primitive.name
+    if name in MOVES and not any(_is_key(v.working) for v in operands):
+        outs = MOVES[name](eqn.params, *(np.asarray(v.working) if v.exact is None else v.exact for v in operands))
+        return [out if _jaxpr.is_inexact(w) else None for out, w in zip(outs, working)]
     places, start = [], 0
     for v in operands:
         if v.exact is None:
@@ -72,10 +76,8 @@ def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> l
         else:
             places.append(np.arange(start, start + v.exact.size, dtype=np.int32).reshape(v.exact.shape))
             start += v.exact.size
-    changed = {}
-    if eqn.primitive.name == "gather":
-        changed = {"fill_value": -1}
-        fill = eqn.params.get("fill_value")
+    changed = {"fill_value": -1} if name == "gather" else {}
+    fill = eqn.params.get("fill_value")
     source = np.concatenate([np.ravel(v.exact) for v in operands if v.exact is not None])
     outs = _jaxpr.evaluate(eqn, places, **changed)
     moved: list[np.ndarray | None] = []
@@ -89,35 +91,16 @@ def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> l
     return moved
 
 
-def _broadcast(eqn: Equation, operands: Sequence[Ball]) -> np.ndarray:
-    shape, dims = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    x = exact(operands[0])
-    expanded = [1] * len(shape)
-    for d, size in zip(dims, x.shape):
-        expanded[d] = size
-    return np.broadcast_to(x.reshape(expanded), shape)
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
-def _select(eqn: Equation, operands: Sequence[Ball]) -> np.ndarray:
-    which, *cases = operands
-    at = np.asarray(which.working).astype(int)
-    out = np.array(exact(cases[0]))
-    for k, case in enumerate(cases[1:], 1):
-        out = boxed(np.where(at == k, exact(case), out))
-    return out
-
-
-_SHAPING: dict[str, Callable[[Equation, Sequence[Ball]], np.ndarray]] = {
-    "broadcast_in_dim": _broadcast,
-    "concatenate": lambda eqn, ops: np.concatenate([exact(v) for v in ops], eqn.params["dimension"]),
-    "copy": lambda eqn, ops: exact(ops[0]),
-    "reshape": lambda eqn, ops: exact(ops[0]).reshape(eqn.params["new_sizes"]),
-    "select_n": _select,
-    "squeeze": lambda eqn, ops: exact(ops[0]).squeeze(tuple(eqn.params["dimensions"])),
-    "stop_gradient": lambda eqn, ops: exact(ops[0]),
-    "transpose": lambda eqn, ops: exact(ops[0]).transpose(eqn.params["permutation"]),
-}
-"""The most frequent of them, by NumPy."""
+def evaluated(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
+    """An equation's working outputs. What only moves data needs no compiled program."""
+    name = eqn.primitive.name
+    if name in MOVES and not any(map(_is_key, operands)):
+        return MOVES[name](eqn.params, *map(np.asarray, operands))
+    return _jaxpr.evaluate(eqn, operands)
 
 
 # ---------------------------------------------------------------------- primitives that decide or round: follow
@@ -195,10 +178,8 @@ def _remainder(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) 
 @rule("sort")
 def _sort(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
     axis, shape = eqn.params["dimension"], np.shape(operands[0].working)
-    places = np.moveaxis(
-        np.broadcast_to(np.arange(shape[axis], dtype=np.int32), np.moveaxis(np.empty(shape), axis, -1).shape), -1, axis
-    )
-    *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), np.array(places)])
+    places = np.indices(shape, np.int32)[axis]
+    *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), places])
     return [None if v.exact is None else np.take_along_axis(v.exact, np.asarray(order), axis) for v in operands]
 
 

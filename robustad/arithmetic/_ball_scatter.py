@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from robustad._eager import Unsupported
+from robustad._eager import UnsupportedError
 from robustad._jaxpr import Equation, body
-from robustad.arithmetic._ball import Ball, exact, zero
+from robustad.arithmetic._ball import Ball, exact
 from robustad.arithmetic._ball_rules import extreme, rule
 
 
@@ -17,7 +17,7 @@ def _scatter(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) ->
     name, (base, indices, updates) = eqn.primitive.name, operands
     update = eqn.params["update_jaxpr"]
     if name == "scatter" and update is not None and body(update).equations:
-        raise Unsupported("a scatter of a function of one's own has no exact rule.")
+        raise UnsupportedError("a scatter of a function of one's own has no exact rule.")
     at = _destinations(eqn, base, indices, updates).ravel()
     x, out = exact(updates).ravel()[at >= 0], exact(base).flatten()
     at = at[at >= 0]
@@ -52,12 +52,3 @@ def _destinations(eqn: Equation, base: Ball, indices: Ball, updates: Ball) -> np
         fill_value=-1,
     )
     return np.asarray(gathered)
-
-
-@rule("order_free_segment_sum")
-def _segment_sum(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
-    rows, ids = exact(operands[0]), np.asarray(operands[1].working)
-    out = np.full(np.shape(working[0]), zero(rows))
-    inside = (ids >= 0) & (ids < len(out))
-    np.add.at(out, ids[inside], rows[inside])
-    return [out]

@@ -5,17 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from robustad import _jaxpr
-from robustad._eager import Unsupported, interpret_eagerly
+from robustad._eager import UnsupportedError, interpret_eagerly
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_linalg as _ball_linalg  # registers its rules
+from robustad.arithmetic import _ball_own as _ball_own
 from robustad.arithmetic import _ball_reductions as _ball_reductions
 from robustad.arithmetic import _ball_scatter as _ball_scatter
 from robustad.arithmetic._ball import Ball, balls, determined, flint, lift, mapped, to_complex, to_float
-from robustad.arithmetic._ball_cost import TooLarge, cost, program_cost
-from robustad.arithmetic._ball_rules import enclosed
+from robustad.arithmetic._ball_cost import TooLargeError, cost, program_cost
+from robustad.arithmetic._ball_rules import enclosed, evaluated
 
 PRECISIONS = (128, 512, 2048, 8192)
 LIMIT = 1e7
@@ -50,19 +51,21 @@ class BallArithmetic:
             self._costs[path] = cost(eqn)
         self._spent += self._costs[path]
         if self._spent > self._limit:
-            raise TooLarge(f"the exact walk takes more than {self._limit:.0f} scalar operations.")
+            raise TooLargeError(f"the exact walk takes more than {self._limit:.0f} scalar operations.")
         if self._at is None:
             try:
-                working = _jaxpr.evaluate(eqn, [v.working for v in operands])
+                working = evaluated(eqn, [v.working for v in operands])
             except Exception as error:
-                raise Unsupported(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
+                raise UnsupportedError(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
             self._tape.append(working)
         else:
             working = self._tape[self._at]
             self._at += 1
-        return [Ball(w, x) for w, x in zip(working, self.twins(eqn, operands, working))], None
+        return [Ball(w, x) for w, x in zip(working, self.twins(eqn, operands, working, path))], None
 
-    def twins(self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
+    def twins(
+        self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any], path: Path
+    ) -> list[np.ndarray | None]:
         """The exact outputs of an equation."""
         return enclosed(eqn, operands, working)
 
@@ -86,16 +89,16 @@ class ExactWalk:
         program: Body,
         operands: Sequence[Any],
         limit: float = LIMIT,
-        arithmetic: Callable[[float], BallArithmetic] = BallArithmetic,
+        arithmetic: BallArithmetic | None = None,
     ):
         self._program, self._limit = program, limit
         self.operands = [v if isinstance(v, Ball) else lift(v) for v in operands]
         self.cost = program_cost(program)
         if self.cost > limit:
-            raise TooLarge(
+            raise TooLargeError(
                 f"the program takes about {self.cost:.2g} scalar operations; the exact walk takes {limit:.2g} at most."
             )
-        self.arithmetic = arithmetic(limit)
+        self.arithmetic = arithmetic or BallArithmetic(limit)
         self.bits = PRECISIONS[0]
         """The precision of the last walk."""
         self._walked = False
@@ -140,15 +143,15 @@ def exact_outputs(program: Body, operands: Sequence[Any], limit: float = LIMIT, 
         floor: the exponent of two below which a number counts as 0.
 
     Raises:
-        Unsupported: a primitive has no exact rule.
-        TooLarge: the program takes more than `limit` scalar operations.
+        UnsupportedError: a primitive has no exact rule.
+        TooLargeError: the program takes more than `limit` scalar operations.
     """
     return ExactWalk(program, operands, limit).outputs(floor=floor)
 
 
 def _result(out: Ball, bits: int, floor: int) -> Exact:
     if out.exact is None:
-        is_key = jax.dtypes.issubdtype(out.working.dtype, jax.dtypes.extended)
+        is_key = jnp.issubdtype(out.working.dtype, jax.dtypes.extended)
         value = out.working if is_key else np.asarray(out.working)
         return Exact(out.working, None, value, np.ones(np.shape(out.working), bool))
     is_complex = np.iscomplexobj(np.asarray(out.working))

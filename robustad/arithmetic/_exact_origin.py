@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad._eager import Unsupported, interpret_eagerly
+from robustad._eager import UnsupportedError, interpret_eagerly
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_walk as _ball_walk  # registers the rules of the balls
 from robustad.arithmetic._ball import Ball, flint, mapped, to_complex, to_float, widened
@@ -65,7 +65,7 @@ class ExactOriginArithmetic:
         try:
             working = _jaxpr.evaluate(eqn, [o.working for o in origins])
         except Exception as error:
-            raise Unsupported(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
+            raise UnsupportedError(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
         twins = enclosed(eqn, [Ball(v.origin.working, v.exact) for v in operands], working)
         fresh = [self._value(w, x) for w, x in zip(working, twins)]
         site = jnp.int32(self.numbers.get(path, 0))
@@ -106,7 +106,7 @@ def exact_origins(program: Body, operands: Sequence[Any], arithmetic: ExactOrigi
     """The outputs of a program with their origins, its exact twins of `bits` of precision.
 
     Raises:
-        Unsupported: a primitive has no exact rule.
+        UnsupportedError: a primitive has no exact rule.
     """
     with flint().ctx.workprec(bits):
         outs = interpret_eagerly(arithmetic, program, [arithmetic.lift(x) for x in operands])

@@ -34,8 +34,9 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class MovedArithmetic:
-    """`ties` may be traced."""
+    """stopped: the paths of the `stop_gradient`s. `ties` may be traced."""
 
+    stopped: frozenset[Path]
     ties: Any
     watched: frozenset[Path] = frozenset()
     whole: frozenset[type] = frozenset()
@@ -55,14 +56,15 @@ class MovedArithmetic:
 
     def equation(self, eqn: Equation, operands: Sequence[Moved], path: Path) -> tuple[list[Moved], None]:
         working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
-        moved = self._moved(eqn, operands, working, highs)
+        held = path in self.stopped
+        moved = highs if held else self._moved(eqn, operands, working, highs)
         return [Moved(*parts) for parts in zip(working, highs, moved)], None
 
     def _moved(
         self, eqn: Equation, operands: Sequence[Moved], working: Sequence[Array], highs: Sequence[Array | None]
     ) -> Sequence[Array | None]:
         name = eqn.primitive.name
-        unmoved = name == "stop_gradient" or _shadow.is_lost(eqn) or all(v.high is None for v in operands)
+        unmoved = _shadow.is_lost(eqn) or all(v.high is None for v in operands)
         if unmoved or all(high is None for high in highs):
             return highs
         near = [Shadow(v.working, v.moved) for v in operands]

@@ -1,5 +1,7 @@
 """Diagnosis: where and why is a gradient wrong."""
 
+from robustad.diagnosis._adjoint_test import AdjointTest as AdjointTest
+from robustad.diagnosis._adjoint_test import adjoint_test as adjoint_test
 from robustad.diagnosis._arguments import AuditError as AuditError
 from robustad.diagnosis._audit import audit as audit
 from robustad.diagnosis._branch_margin import branch_margin as branch_margin
@@ -20,5 +22,10 @@ from robustad.diagnosis._measurement import Measurement as Measurement
 from robustad.diagnosis._probe import Change as Change
 from robustad.diagnosis._probe import Probe as Probe
 from robustad.diagnosis._probe import probe as probe
+from robustad.diagnosis._recompute_check import RecomputeCheck as RecomputeCheck
+from robustad.diagnosis._recompute_check import RecomputedLeaf as RecomputedLeaf
+from robustad.diagnosis._recompute_check import recompute_check as recompute_check
 from robustad.diagnosis._report import LeafSummary as LeafSummary
 from robustad.diagnosis._report import Report as Report
+from robustad.diagnosis._taylor_test import TaylorTest as TaylorTest
+from robustad.diagnosis._taylor_test import taylor_test as taylor_test

@@ -69,8 +69,8 @@ def audit(
 
     Returns:
         A function of `f`'s arguments that returns a `Report`. Every call traces and compiles anew, and runs the program
-        once, and several times more where something is wrong or in doubt, with its side effects (callbacks, printing) each time. It
-        cannot be called under `jax.jit`: audit the function, not a trace of it.
+        once, and several times more where something is wrong or in doubt, with its side effects (callbacks, printing) each
+        time. It cannot be called under `jax.jit`: audit the function, not a trace of it.
 
     Raises:
         AuditError: (a ValueError) on calling: `f` does not trace, is not a floating scalar, or has nothing to

@@ -13,11 +13,11 @@ import numpy as np
 from robustad import _jaxpr
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
-from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._grad_check_report import GradCheck, LeafCheck
 from robustad.diagnosis._judgement import judged, known
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import Probes, from_coordinates, probes
+from robustad.diagnosis._program import Audited, derivative_program
 
 
 def grad_check(
@@ -47,10 +47,11 @@ def grad_check(
         scales: the check is made with the differentiated arguments times each of these: `(1e-20, 1, 1e20)` shows a norm
             whose squares overflow or vanish.
         order: 2 checks second derivatives too: the gradient of \(\langle \nabla f, v \rangle\) with a random v.
-        rtol: a leaf is right where \(\lVert g - \nabla f \rVert \le \mathrm{rtol} \lVert \nabla f \rVert\) (each slice of a leaf
-            that a scan runs over); by default \(2^{-p/2}\), half of the p bits of the narrowest dtype that it passes through
-            (2e-4 in float32, 1e-8 in float64, 6 % in bfloat16). A small element of a large leaf may lose its digits, not
-            its rule: without rounding, each checked element must agree to rtol of itself.
+        rtol: a leaf (each slice of one that a scan runs over) is right where
+            \(\lVert g - \nabla f \rVert \le \mathrm{rtol} \lVert \nabla f \rVert\); by default \(2^{-p/2}\), half of the p
+            bits of the narrowest dtype that it passes through (2e-4 in float32, 1e-8 in float64, 6 % in bfloat16). A
+            small element of a large leaf may lose its digits, not its rule: without rounding, each checked element must
+            agree to rtol of itself.
         elements: how many elements are checked at most, each by itself; all, where there are no more.
         directions: how many random directions are checked too, for each leaf of which not all elements are.
         key: `jax.random.key` that draws elements, directions and v.
@@ -102,9 +103,8 @@ class _Options:
             raise AuditError(f"`order` must be 1, 2 or 3; got {order!r}.")
         if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
             raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
-        for name, n in (("elements", elements), ("directions", directions)):
-            if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 0:
-                raise AuditError(f"`{name}` must be an integer >= 0; got {n!r}.")
+        count("elements", elements, 0)
+        count("directions", directions, 0)
         if elements + directions == 0:
             raise AuditError(
                 "`elements` and `directions` are both 0: there is nothing to check. Leave out one of them."
@@ -112,11 +112,17 @@ class _Options:
         return _Options(tuple(map(float, given)), order, rtol, int(elements), int(directions), seed_of(key))
 
 
+def count(name: str, n: Any, least: int) -> None:
+    """Refuses what is no integer of at least `least`."""
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < least:
+        raise AuditError(f"`{name}` must be an integer >= {least}; got {n!r}.")
+
+
 def seed_of(key: Any) -> list[int]:
     """A seed for NumPy from a JAX key; the same one each time where there is none."""
     if key is None:
         return [0]
-    if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
         raise AuditError(f"`key` must be one key of jax.random.key(...); got {type(key).__name__}.")
     return [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
 
@@ -227,7 +233,7 @@ def _forward(at: Point, probed: Sequence[Probes]) -> tuple[list[np.ndarray] | No
     found = []
     try:
         for k, (x, probe) in enumerate(zip(leaves, probed)):
-            width = probe.value.shape[1]
+            width = probe.slopes.value.shape[1]
             made = np.full((x.size, width), np.nan)
             for i in np.flatnonzero(probe.taken):
                 for axis in range(width):

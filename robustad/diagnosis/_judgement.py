@@ -17,12 +17,13 @@ class Known:
     """What is known of a leaf's derivative.
 
     expected: the derivative of the value, where no differences were taken what the derivative program gives without
-    rounding; NaN where neither is known; in `coordinates`, like `wrong`: where these two differ. told: a direction along
-    which they do, as (got, expected).
+    rounding; NaN where neither is known; in `coordinates`, like `wrong`: where these two differ; and `decided`: where
+    differences are good enough to tell. told: a direction along which they do, as (got, expected).
     """
 
     expected: np.ndarray
     wrong: np.ndarray
+    decided: np.ndarray
     told: tuple[float, float] | None
 
 
@@ -36,11 +37,15 @@ def known(gradient: Gradient, probes: Probes, rtol: float, tiniest: float) -> Kn
     finite = np.abs(rules[np.isfinite(rules)])
     floor = 16 * 2.0**-gradient.precision * float(np.max(finite, initial=0.0)) + tiniest
     with np.errstate(invalid="ignore", over="ignore"):
-        nearest = np.clip(rules, probes.low, probes.high)
-        tolerance = rtol * np.fmax(np.abs(probes.value), np.abs(rules)) + probes.error + floor
-        decided = np.isfinite(probes.value) & np.isfinite(probes.error)
-        wrong = decided & ~np.isnan(rules) & ~(np.abs(rules - nearest) <= tolerance)
-    expected = np.where(wrong | (np.isnan(rules) & decided), probes.value, rules)
+        nearest = np.clip(rules, probes.slopes.low, probes.slopes.high)  # at a kink all in between
+        tolerance = rtol * np.fmax(np.abs(probes.slopes.value), np.abs(rules)) + floor
+        decided = probes.slopes.error <= tolerance
+        wrong = (
+            ~np.isnan(rules)
+            & ~np.isnan(probes.slopes.value)
+            & (np.abs(rules - nearest) > tolerance + probes.slopes.error)
+        )
+    expected = np.where(wrong | (np.isnan(rules) & decided), probes.slopes.value, rules)
     told = None
     for v, slope in probes.directions:
         terms = (rules * coordinates(np.conj(v))).ravel()
@@ -49,7 +54,7 @@ def known(gradient: Gradient, probes: Probes, rtol: float, tiniest: float) -> Kn
         tolerance = rtol * max(abs(float(slope.value)), spread) + float(slope.error) + floor * norm(v.ravel())
         if math.isfinite(tolerance) and abs(along - nearest) > tolerance:
             told = (along, float(slope.value))
-    return Known(np.where(np.abs(expected) < tiniest, 0.0, expected), wrong, told)
+    return Known(np.where(np.abs(expected) < tiniest, 0.0, expected), wrong, decided, told)
 
 
 def judged(
@@ -73,16 +78,17 @@ def judged(
         error = np.abs(a - b)
     if not np.isfinite(error).all():
         error = np.minimum(error, np.finfo(float).max)
-    rounding = _loses(a, b, gradient, rtol, whole=bool(present.all()), size=norm(_finite(expected)))
-    rounding = rounding or bool((np.isinf(want) & np.isfinite(g)).any())
-    ruled = bool(reference.wrong.any()) or reference.told is not None
-    reason = "nonfinite" if nonfinite.any() else "rule" if ruled else "rounding" if rounding else ""
-
+    lossy = _lossy(a, b, gradient, rtol, size=norm(_finite(expected))) | (np.isinf(want) & np.isfinite(g))
     wrong = reference.wrong[present]
-    score = np.where(nonfinite, np.inf, np.where(wrong.any() & ~wrong, -1.0, error)) if g.size else error
-    there, element = (0.0, 0.0), None
+    ruled = wrong.any() or reference.told is not None
+    reason = "nonfinite" if nonfinite.any() else "rule" if ruled else "rounding" if lossy.any() else ""
+
+    blamed = wrong if wrong.any() else lossy if lossy.any() else np.ones_like(lossy)
+    score = np.where(nonfinite, np.inf, np.where(blamed, error, -1.0))
+    there: tuple[float | complex, float | complex] = (0.0, 0.0)
+    element: tuple[int, ...] | None = ()
     if reference.told is not None and not wrong.any() and not nonfinite.any():
-        there = reference.told
+        there, element = reference.told, None
     elif g.size:
         row = int(np.argmax(score.max(1)))
         element = tuple(int(i) for i in np.unravel_index(np.flatnonzero(present)[row], got.shape))
@@ -98,12 +104,12 @@ def judged(
         got=there[0],
         expected_there=there[1],
         absolute=float(absolute),
-        relative=float(absolute / max(1.0, *(abs(x) for x in there if not np.isnan(x)))),
-        norm_error=norm(error.ravel()) / size if size else float(norm(error.ravel()) > 0),
-        checked=int(np.isfinite(probes.value[probes.taken]).all(-1).sum()) if probes.taken.any() else 0,
+        relative=float(absolute / max([1.0, *(abs(x) for x in there if not np.isnan(x))])),
+        norm_error=math.inf if nonfinite.any() else norm(error.ravel()) / size if size else norm(error.ravel()),
+        checked=int((probes.taken & reference.decided.all(-1)).sum()),
         directions=len(probes.directions),
-        undetermined=int(np.isnan(want).any(-1).sum()) if want.size else 0,
-        kinks=int((probes.low < probes.high).any(-1).sum()) if probes.low.size else 0,
+        undetermined=int((np.isnan(expected) | (probes.taken[:, None] & ~reference.decided)).any(-1).sum()),
+        kinks=int(probes.slopes.kinked.any(-1).sum()),
     )
 
 
@@ -111,24 +117,28 @@ def _finite(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x), x, 0.0).ravel()
 
 
-def _loses(a: np.ndarray, b: np.ndarray, gradient: Gradient, rtol: float, whole: bool, size: float) -> bool:
-    """Whether a leaf, or a slice of it, has lost more than its share of digits.
+def _lossy(a: np.ndarray, b: np.ndarray, gradient: Gradient, rtol: float, size: float) -> np.ndarray:
+    """Which elements belong to a leaf, or to a slice of it, that has lost more than its share of digits.
 
-    A sample of its elements is measured against its share of the norm of all. A structural zero is measured against the
-    terms that cancel to it: what is proven to be 0, or in float64 what is far below its terms.
+    A sample of a leaf's elements is measured against its share of the norm of all. A structural zero is measured against
+    the terms that cancel to it: what is proven to be 0, or in float64 what is far below its terms.
     """
 
     def lossy(x: np.ndarray, y: np.ndarray, terms: float, size: float) -> bool:
         structural_zero = size == 0 if gradient.proven else size < STRUCTURAL_ZERO * terms
         return norm(x - y) > rtol * (terms if structural_zero else size)
 
-    if not whole:
-        share = math.sqrt(len(a) / max(gradient.working.size, 1))
-        return lossy(a.ravel(), b.ravel(), float(np.max(gradient.terms)), max(size * share, norm(b.ravel())))
+    whole = gradient.working.size
     rows = gradient.slices or 1
-    terms = np.broadcast_to(np.atleast_1d(gradient.terms), (rows,))
-    each = zip(a.reshape(rows, -1), b.reshape(rows, -1), terms, strict=True)
-    return any(lossy(x, y, float(t), norm(y)) for x, y, t in each)
+    if len(a) < whole:
+        terms, rows = np.max(gradient.terms), 1
+        sizes = [max(size * math.sqrt(len(a) / whole), norm(b.ravel()))]
+    else:
+        terms, sizes = gradient.terms, [norm(y) for y in b.reshape(rows, -1)]
+    terms = np.broadcast_to(np.atleast_1d(terms), (rows,))
+    each = zip(a.reshape(rows, -1), b.reshape(rows, -1), terms, sizes, strict=True)
+    found = np.array([lossy(x, y, float(t), s) for x, y, t, s in each])
+    return np.broadcast_to(found[:, None], (rows, a.size // rows)).reshape(a.shape)
 
 
 def _number(x: np.ndarray, like: np.ndarray) -> float | complex:

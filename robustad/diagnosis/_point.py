@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from robustad import _jaxpr
-from robustad._eager import Unsupported
+from robustad._eager import UnsupportedError
 from robustad.arithmetic._ball import to_float
-from robustad.arithmetic._ball_cost import TooLarge
+from robustad.arithmetic._ball_cost import TooLargeError
 from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import wide
-from robustad.diagnosis._audit import _terms
-from robustad.diagnosis._float64_slopes import Float64Slopes
 from robustad.diagnosis._first_pass import shadow_program
+from robustad.diagnosis._float64_slopes import Float64Slopes
+from robustad.diagnosis._leaves import Leaf
 from robustad.diagnosis._program import Audited
 from robustad.diagnosis._slopes import ExactSlopes
 
@@ -58,14 +58,14 @@ def point(audited: Audited) -> Point:
     program, _ = _jaxpr.trace(audited.function, leaves, others)
     slopes, notes = slopes_of(program, operands)
     exact: list[np.ndarray | None] = [None] * len(leaves)
-    reference = float(value.high) if value.working.dtype.itemsize < 8 else None
+    reference = float(np.asarray(value.high)) if value.working.dtype.itemsize < 8 else None
     if isinstance(slopes, ExactSlopes):
         reference = to_float(slopes.outputs()[0][()])
         try:
             narrow = all(x.dtype.itemsize <= 4 or x.dtype == np.complex64 for x in leaves)
             _, *found = exact_outputs(audited.program, operands, floor=-126 if narrow else -1022)
             exact = [e.value for e in found]
-        except (Unsupported, TooLarge) as error:
+        except (UnsupportedError, TooLargeError) as error:
             notes = (*notes, f"the gradient program without rounding is not known: {error}")
     gradients = []
     for twin, known, found in zip(twins, audited.leaves, exact):
@@ -79,11 +79,17 @@ def point(audited: Audited) -> Point:
     return Point(audited, gradients, slopes, float(value.working), reference, notes)
 
 
+def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
+    """The size of what a leaf's last reductions add up: one number, or one a slice."""
+    found = [np.asarray(sizes[term.path]) for term in known.terms]
+    return sum((x if x.shape in ((), (known.slices,)) else x.sum() for x in found), np.zeros(()))
+
+
 def slopes_of(program: _jaxpr.Body, operands: Sequence[Any]) -> tuple[ExactSlopes | Float64Slopes, tuple[str, ...]]:
     """Exact slopes where they can be had, and notes why they are not."""
     try:
         slopes = ExactSlopes(program, operands, MOST)
         slopes.outputs()
         return slopes, ()
-    except (Unsupported, TooLarge, ImportError) as error:
+    except (UnsupportedError, TooLargeError, ImportError) as error:
         return Float64Slopes(program, operands), (f"differences are taken in float64: {error}",)

@@ -11,21 +11,18 @@ from robustad.diagnosis._float64_slopes import Float64Slopes
 from robustad.diagnosis._slopes import ExactSlopes, Slope
 
 _BUDGET = 2e7
-"""Scalar operations that are spent on the exact slopes of one point."""
+"""Scalar operations that are spent on the slopes of one point."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Probes:
     """The slopes along the coordinates of one leaf, and along random directions in it.
 
-    low, high, value, error: those of `Slope`, in the shape of `coordinates`, NaN (error: inf) where none was taken. taken:
-    which elements were. directions: (direction, slope along it).
+    slopes: in the shape of `coordinates`, NaN (error: inf) where none was taken. taken: which elements were. directions:
+    (direction, slope along it).
     """
 
-    low: np.ndarray
-    high: np.ndarray
-    value: np.ndarray
-    error: np.ndarray
+    slopes: Slope
     taken: np.ndarray
     directions: list[tuple[np.ndarray, Slope]]
 
@@ -34,7 +31,7 @@ def coordinates(gradient: np.ndarray) -> np.ndarray:
     """(elements, 1): the derivatives along the real coordinates of a leaf; (elements, 2) of a complex leaf, whose gradient
     is ∂f/∂x - i ∂f/∂y."""
     flat = gradient.ravel()
-    return np.stack([flat.real, -flat.imag], -1) if np.iscomplexobj(flat) else flat[:, None]
+    return np.stack([np.real(flat), -np.imag(flat)], -1) if np.iscomplexobj(flat) else flat[:, None]
 
 
 def from_coordinates(x: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -50,23 +47,22 @@ def probes(
 ) -> list[Probes]:
     """The slopes of a scalar output at float64 (complex128) `leaves`: of all elements where there are no more than
     `elements`; else of as many, drawn at random, and along `directions` random directions a leaf."""
-    if isinstance(slopes, ExactSlopes):
-        elements = min(elements, max(int(_BUDGET / slopes.cost), 4))
+    elements = min(elements, max(int(_BUDGET / slopes.cost), 4))
     total = sum(x.size for x in leaves)
     made = []
     for k, x in enumerate(leaves):
         share = x.size if total <= elements else min(math.ceil(elements * x.size / total), x.size)
         chosen = np.arange(x.size) if share == x.size else np.sort(random.choice(x.size, share, replace=False))
         width = 2 if np.iscomplexobj(x) else 1
-        parts = [np.full((x.size, width), fill) for fill in (np.nan, np.nan, np.nan, np.inf)]
+        found = Slope(*(np.full((x.size, width), fill) for fill in (np.nan, np.nan, np.nan, np.inf)))
         for i in chosen:
             for axis in range(width):
                 unit = _unit(x, int(i), axis, slopes.exact)
                 step = np.zeros(x.size, x.dtype)
                 step[i] = unit * (1j if axis else 1.0)
                 (slope, *_) = slopes.along(_only(leaves, k, step.reshape(x.shape)), unit)
-                for part, found in zip(parts, (slope.low, slope.high, slope.value, slope.error)):
-                    part[i, axis] = found
+                for field in dataclasses.fields(Slope):
+                    getattr(found, field.name)[i, axis] = getattr(slope, field.name)
         taken = np.zeros(x.size, bool)
         taken[chosen] = True
         along = []
@@ -74,7 +70,7 @@ def probes(
             v = _direction(x, random)
             (slope, *_) = slopes.along(_only(leaves, k, v))
             along.append((v, slope))
-        made.append(Probes(*parts, taken, along))
+        made.append(Probes(found, taken, along))
     return made
 
 
@@ -91,7 +87,7 @@ def _size(x: np.ndarray) -> float:
 
 def _unit(x: np.ndarray, i: int, axis: int, exact: bool) -> float:
     """A power of two near the magnitude of a coordinate, or of the leaf where it is 0 (for coarse steps: or small)."""
-    own = abs(x.flat[i].imag if axis else x.flat[i].real)
+    own = float(abs(np.imag(x.flat[i]) if axis else np.real(x.flat[i])))
     size = _size(x) if not own else own if exact else max(own, _size(x) / 16)
     return 2.0 ** max(math.floor(math.log2(size)), -1000) if math.isfinite(size) else 1.0
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body
-from robustad.arithmetic._ball import balls, determined, flint, to_float
+from robustad.arithmetic._ball import balls, boxed, determined, flint, to_float
 from robustad.arithmetic._ball_moved import MovedBalls
 from robustad.arithmetic._ball_walk import LIMIT, ExactWalk
+from robustad.arithmetic._stopped import stopped
 
 _SHIFT = 100
 _TIES = (0.5, 0.0, 1.0)
@@ -37,20 +38,20 @@ class Slope:
 
     @property
     def kinked(self) -> np.ndarray:
-        return self.low != self.high
+        return self.low < self.high
 
 
 class ExactSlopes:
     """Of a program whose first operands are moved.
 
     Raises:
-        Unsupported, TooLarge: what the exact walk raises.
+        UnsupportedError, TooLargeError: what the exact walk raises.
     """
 
     exact = True
 
     def __init__(self, program: Body, operands: Sequence[Any], limit: float = LIMIT):
-        self._walk = ExactWalk(program, operands, limit, MovedBalls)
+        self._walk = ExactWalk(program, operands, limit, MovedBalls(limit, stopped(program)))
         dtypes = [np.asarray(v.working).dtype for v in self._walk.operands if v.exact is not None]
         narrow = all(d.itemsize <= 4 or d == np.complex64 for d in dtypes)
         self._floor = 2.0**-126 if narrow else 2.0**-1022
@@ -80,7 +81,8 @@ class ExactSlopes:
         arithmetic.ties = ties
         with flint().ctx.workprec(bits):
             operands: list[np.ndarray | None] = [
-                None if step is None else v.exact + balls(step) * factor for v, step in zip(self._walk.operands, steps)
+                None if step is None else boxed(v.exact + balls(step) * factor)
+                for v, step in zip(self._walk.operands, steps)
             ]
             operands += [None] * (len(self._walk.operands) - len(operands))
             return [v.exact for v in self._walk.at(operands, bits)]
@@ -129,7 +131,9 @@ class ExactSlopes:
                 return (p - b) / unit, (b - m) / unit, self._or_zero((p - m) / (2 * unit))
 
             return [
-                [] if b is None else [differences(*at) for at in zip(p.ravel(), b.ravel(), m.ravel())]
+                []
+                if b is None or (b.size and isinstance(b.flat[0], flint().acb))
+                else [differences(*at) for at in zip(p.ravel(), b.ravel(), m.ravel())]
                 for p, b, m in zip(plus, base, minus)
             ]
 
@@ -151,10 +155,16 @@ def _bent(difference: _Differences) -> bool:
 
 def _slope(near: list[_Differences], nearer: list[_Differences], shape: tuple[int, ...]) -> Slope:
     """The slope of an output from its differences with a step, and with one 2⁴⁰ times smaller."""
-    if not near:  # integers
-        return Slope(*(np.full(shape, np.nan) for _ in range(3)), np.full(shape, np.inf))
-    parts = [_judged(d, e) for d, e in zip(near, nearer)]
-    return Slope(*(np.array([p[k] for p in parts], float).reshape(shape) for k in range(4)))
+    if not near:
+        return unknown(shape)
+    columns = np.array([_judged(d, e) for d, e in zip(near, nearer)], float).reshape(*shape, 4)
+    return Slope(columns[..., 0], columns[..., 1], columns[..., 2], columns[..., 3])
+
+
+def unknown(shape: tuple[int, ...]) -> Slope:
+    """Of integers and complex numbers, of which the parts are asked for by themselves."""
+    nothing = np.full(shape, np.nan)
+    return Slope(nothing, nothing, nothing, np.full(shape, np.inf))
 
 
 def _judged(near: _Differences, nearer: _Differences) -> tuple[float, float, float, float]:

@@ -5,17 +5,16 @@ verdict is bad, or nothing can be concluded from it, the program is walked with 
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from robustad._eager import Unsupported
+from robustad._eager import UnsupportedError
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic._ball import Ball, flint
-from robustad.arithmetic._ball_cost import TooLarge
+from robustad.arithmetic._ball_cost import TooLargeError
 from robustad.arithmetic._ball_walk import BallArithmetic, ExactWalk
 from robustad.diagnosis._accuracy import norm
 from robustad.diagnosis._program import Audited
@@ -70,14 +69,14 @@ def truth(audited: Audited, records: Mapping[Path, Any], limit: float) -> Truth 
     try:
         flint()
         constants, inputs = audited.operands
-        walk = ExactWalk(audited.closed, [*constants, *inputs], limit, functools.partial(_Deciding, audited.decisions))
+        deciding = _Deciding(audited.decisions, limit)
+        walk = ExactWalk(audited.closed, [*constants, *inputs], limit, deciding)
         log.info("the same in exact arithmetic")
         results = walk.outputs()
-    except (ImportError, Unsupported, TooLarge) as reason:
+    except (ImportError, UnsupportedError, TooLargeError) as reason:
         log.debug("no exact reference: %s", reason)
         return None
-    decided: dict[Path, float] = walk.arithmetic.decided  # type: ignore[attr-defined]
-    if any(decided.get(path, 0.0) != float(records[path][1]) for path in audited.decisions):
+    if any(deciding.decided.get(path, 0.0) != float(records[path][1]) for path in audited.decisions):
         log.debug("no exact reference: equation by equation the program decides otherwise")
         return None
     known = [r.value if r.determined.all() and np.isfinite(r.value).all() else None for r in results]
