@@ -1,4 +1,7 @@
-"""The audit of the zoo: every planted fault at its line and of its kind, and no finding in a healthy model."""
+"""The audit of the zoo: planted faults at their lines and of their kinds, and no finding in a healthy model.
+
+Half of it: every second model, and the only one of a kind. `experiments/benchmarks/zoo.py` audits them all.
+"""
 
 import pytest
 
@@ -8,11 +11,16 @@ from tests.zoo import FAULTS, HEALTHY, Fault, Healthy, fault_lines
 DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
+ALONE = [f for f in FAULTS if any(sum(kind in g.kinds for g in FAULTS) < 4 for kind in f.kinds)]
+TRIED = [f for k, f in enumerate(FAULTS) if k % 2 == 0 or f in ALONE]
+HEALTHY_TRIED = HEALTHY[::2]
+
+
 def named(entry: Fault | Healthy) -> str:
     return entry.name
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=named)
+@pytest.mark.parametrize("fault", TRIED, ids=named)
 def test_a_planted_fault_is_found(fault: Fault):
     loss, args = fault.make()
     report = rad.audit(loss)(*args)
@@ -29,7 +37,7 @@ def test_a_planted_fault_is_found(fault: Fault):
     assert finding.remedy
 
 
-@pytest.mark.parametrize("healthy", HEALTHY, ids=named)
+@pytest.mark.parametrize("healthy", HEALTHY_TRIED, ids=named)
 def test_a_healthy_model_has_no_finding(healthy: Healthy):
     loss, args = healthy.make()
     report = rad.audit(loss)(*args)
@@ -39,8 +47,10 @@ def test_a_healthy_model_has_no_finding(healthy: Healthy):
 
 
 def test_the_zoo_is_as_wide_as_it_should_be():
-    assert len(FAULTS) >= 18
-    assert len({fault.model for fault in FAULTS}) >= 8
+    assert len(FAULTS) >= 45
+    assert len({fault.model for fault in FAULTS}) >= 14
     assert {fault.dtype for fault in FAULTS} == set(DTYPES)
     assert {fault.phase for fault in FAULTS} >= {"forward", "backward"}
-    assert len(HEALTHY) >= 12
+    assert {kind for fault in TRIED for kind in fault.kinds} == {kind for fault in FAULTS for kind in fault.kinds}
+    assert {fault.dtype for fault in TRIED} == {healthy.dtype for healthy in HEALTHY_TRIED} == set(DTYPES)
+    assert len(HEALTHY) >= 25
