@@ -8,7 +8,7 @@ from robustad.diagnosis._marked_lines import MarkedLine
 
 MOST = 60
 """Lines that are drawn; beyond them, those that say least are left out."""
-COLUMN, LEFT, UP, DOWN, TOP, LABELS = 26, 64, 110, 80, 34, 92
+COLUMN, LEFT, UP, DOWN, TOP, LABELS = 26, 64, 110, 80, 34, 60
 AXIS = TOP + UP
 HEIGHT = AXIS + DOWN + LABELS
 

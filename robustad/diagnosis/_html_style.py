@@ -11,11 +11,11 @@ font:14px/1.5 system-ui,sans-serif;text-align:left}
 --bad:#ff7b72;--badpale:#4a2226;--good:#56d08f;--amber:#f0b056;--amberpale:#463312;--blue:#78a6f2;--violet:#b794f6}}
 .robustad h1{font-size:20px;margin:0 0 4px}.robustad h2{font-size:16px;margin:26px 0 8px}
 .robustad h3{font-size:14px;margin:0 0 6px}.robustad p{margin:4px 0}
-.robustad .dim{color:var(--dim)}.robustad .bad{color:var(--bad)}.robustad .good{color:var(--good)}
+.robustad .dim{color:var(--dim);font-weight:normal}.robustad .bad{color:var(--bad)}.robustad .good{color:var(--good)}
 .robustad code,.robustad pre{font:12.5px/1.5 ui-monospace,monospace}
 .robustad table{border-collapse:collapse;width:100%}.robustad th{color:var(--dim);font-weight:normal}
 .robustad td,.robustad th{text-align:left;padding:2px 14px 2px 0;vertical-align:middle;background:none;border:0}
-.robustad tr{background:none}.robustad td.name{overflow-wrap:anywhere}
+.robustad tr{background:none}.robustad td{white-space:nowrap}.robustad td.name{white-space:normal;overflow-wrap:anywhere}
 .robustad .bar{position:relative;display:block;width:200px;height:11px;background:var(--code)}
 .robustad .bar i{position:absolute;top:0;height:100%;background:var(--blue)}
 .robustad .bar i.wrong{background:var(--bad)}.robustad .bar i.own{background:var(--dim);opacity:.75}
