@@ -119,7 +119,9 @@ def from_npz(file: Path, f: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[s
     if unknown := sorted(set(tree) - {p.name for p in parameters}):
         takes = _listed([p.name for p in parameters])
         raise CommandError(f"{file} holds {_listed(unknown)}, which `{name}` does not take: it takes {takes}.")
-    if missing := [p.name for p in parameters if p.default is p.empty and p.name not in tree and p.kind not in _VARIADIC]:
+    if missing := [
+        p.name for p in parameters if p.default is p.empty and p.name not in tree and p.kind not in _VARIADIC
+    ]:
         raise CommandError(f"{file} lacks {_listed(missing)}, which `{name}` takes: it holds {_listed(sorted(tree))}.")
     bound = inspect.signature(f).bind_partial()
     bound.arguments.update({p.name: tree[p.name] for p in parameters if p.name in tree})

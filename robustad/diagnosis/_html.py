@@ -137,7 +137,9 @@ def _leaf(leaf: LeafSummary, wrong: bool, threshold: float) -> str:
         told.append(f"the worst of {len(leaf.bits_lost)} slices, {over} above the threshold")
     parts = [("wrong" if wrong else "fair", leaf.worst), ("own", leaf.conditioning or 0.0)]
     filled = "".join(
-        f'<i class="{kind}" style="left:0;width:{100 * bits / leaf.precision:.1f}%"></i>' for kind, bits in parts if bits
+        f'<i class="{kind}" style="left:0;width:{100 * bits / leaf.precision:.1f}%"></i>'
+        for kind, bits in parts
+        if bits
     )
     bar = f'<span class="bar">{filled}<b style="left:{100 * threshold:.1f}%"></b></span>'
     condition = "" if leaf.conditioning is None else f"{leaf.conditioning:.1f}"

@@ -31,7 +31,8 @@ margin:10px 0}.robustad .card.note{border-left-color:var(--amber)}
 .robustad summary{cursor:pointer;color:var(--dim)}.robustad .wide{overflow-x:auto}
 .robustad svg.map text{font:11px system-ui,sans-serif;fill:var(--dim)}.robustad svg.map .strong{fill:var(--ink)}
 .robustad svg.map .axis{stroke:var(--dim)}.robustad svg.map .file{stroke:var(--rule)}
-.robustad svg.map .made{fill:var(--blue)}.robustad svg.map .opposed{opacity:.5}.robustad svg.map .lost{fill:var(--bad);opacity:.45}
+.robustad svg.map .made{fill:var(--blue)}.robustad svg.map .opposed{opacity:.5}
+.robustad svg.map .lost{fill:var(--bad);opacity:.45}
 .robustad svg.map .found{fill:var(--bad)}.robustad svg.map .committed{fill:var(--amber)}
 .robustad svg.map .shown{fill:var(--violet)}.robustad svg.map .number{fill:var(--paper);font-weight:bold}
 .robustad .key span{margin-right:16px}.robustad .key i{display:inline-block;width:10px;height:10px;margin-right:5px}

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 PLAN = "__robustad__"
 
@@ -30,8 +31,8 @@ def save_arguments(path: str | os.PathLike[str], f: Callable[..., Any], /, *args
         f: the function, for the names of its parameters; it is not called.
 
     Raises:
-        ValueError: the arguments do not fit `f`; an argument holds what cannot be stored (a module, a function, a tracer; the
-            message names it); or two leaves have one name.
+        ValueError: the arguments do not fit `f`; an argument holds what cannot be stored (a module, a function, a tracer;
+            the message names it); or two leaves have one name.
 
     Example:
         >>> import pathlib, tempfile, jax.numpy as jnp, numpy as np
@@ -76,7 +77,9 @@ def _plan(name: str, x: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """The plan of one part of an argument; its arrays are put beside."""
     if isinstance(x, Mapping):
         if wrong := [k for k in x if type(k) not in (str, int)]:
-            raise ValueError(f"`{name}` has the key {wrong[0]!r} of type {type(wrong[0]).__name__}; expected str or int.")
+            raise ValueError(
+                f"`{name}` has the key {wrong[0]!r} of type {type(wrong[0]).__name__}; expected str or int."
+            )
         return {"dict": [[k, _plan(f"{name}/{k}", v, arrays)] for k, v in x.items()]}
     if type(x) in (list, tuple):
         return {type(x).__name__: [_plan(f"{name}/{k}", v, arrays) for k, v in enumerate(x)]}
@@ -93,10 +96,14 @@ def _plan(name: str, x: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _array(name: str, x: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    if isinstance(x, jax.core.Tracer):
-        raise ValueError(f"`{name}` is a tracer ({x.aval}), without values to save; call save_arguments outside of jax.jit.")
+    if isinstance(x, Tracer):
+        raise ValueError(
+            f"`{name}` is a tracer ({x.aval}), without values to save; call save_arguments outside of jax.jit."
+        )
     if name in arrays or name == PLAN:
-        raise ValueError(f"two leaves have the name `{name}`: a key holds a '/' that stands for nesting. Rename the key.")
+        raise ValueError(
+            f"two leaves have the name `{name}`: a key holds a '/' that stands for nesting. Rename the key."
+        )
     plan: dict[str, Any] = {"array": name, "jax": isinstance(x, jax.Array)}
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         plan["key"] = str(jax.random.key_impl(x))
