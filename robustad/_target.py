@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from robustad import _jaxpr
+from robustad.diagnosis import _replay
 
 log = logging.getLogger("robustad")
 
@@ -111,25 +112,48 @@ def from_file(module: ModuleType, path: Path, f: Callable[..., Any], source: str
 
 def from_npz(file: Path, f: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments of `f` from the arrays of an .npz file, by the names of its parameters."""
-    tree = _nested(file, _arrays(file))
-    parameters, name = _parameters(f), getattr(f, "__name__", "the function")
+    arrays = _arrays(file)
+    saved = _replay.PLAN in arrays
+    tree = _restored(file, arrays) if saved else _nested(file, arrays)
+    parameters, name = _parameters(f, variadic=saved), getattr(f, "__name__", "the function")
     if unknown := sorted(set(tree) - {p.name for p in parameters}):
         takes = _listed([p.name for p in parameters])
         raise CommandError(f"{file} holds {_listed(unknown)}, which `{name}` does not take: it takes {takes}.")
-    if missing := [p.name for p in parameters if p.default is p.empty and p.name not in tree]:
+    if missing := [
+        p.name for p in parameters if p.default is p.empty and p.name not in tree and p.kind not in _VARIADIC
+    ]:
         raise CommandError(f"{file} lacks {_listed(missing)}, which `{name}` takes: it holds {_listed(sorted(tree))}.")
     bound = inspect.signature(f).bind_partial()
     bound.arguments.update({p.name: tree[p.name] for p in parameters if p.name in tree})
     return bound.args, bound.kwargs
 
 
-def _parameters(f: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The named parameters of a function."""
+def refuse_unwritable(file: Path | None) -> None:
+    """Before the work is done, not after it."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        why = "it is a directory" if file.is_dir() else f"there is no directory {file.parent}"
+        raise CommandError(f"{file} cannot be written: {why}. Give the path of a file.")
+
+
+def save(file: Path, f: Callable[..., Any], given: Sequence[Any], named: dict[str, Any]) -> None:
+    """Writes the arguments of a call for `from_npz`."""
+    try:
+        _replay.save_arguments(file, f, *given, **named)
+    except (ValueError, OSError) as error:
+        raise CommandError(f"--save {file}: {error}") from error
+    print(f"robustad: wrote {file}", file=sys.stderr)
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _parameters(f: Callable[..., Any], variadic: bool = False) -> list[inspect.Parameter]:
+    """The parameters of a function: the named ones, and with `variadic` its *args and **kwargs."""
     try:
         parameters = inspect.signature(f).parameters.values()
     except (TypeError, ValueError):  # some callables have no signature
         return []
-    return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p for p in parameters if variadic or p.kind not in _VARIADIC]
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
@@ -145,8 +169,20 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
     for key, x in arrays.items():
         if not isinstance(x, np.ndarray) or x.dtype.kind not in "biufc":
             got = getattr(x, "dtype", "no array")
-            raise CommandError(f"`{key}` in {file} is {got}, not numbers. (An .npz has no bfloat16: save float32.)")
+            raise CommandError(
+                f"`{key}` in {file} is {got}, not numbers. (Plain .npz has no bfloat16 and no typed keys: write it by "
+                "robustad.diagnosis.save_arguments, or save float32.)"
+            )
     return arrays
+
+
+def _restored(file: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    try:
+        return _replay.restored(arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CommandError(
+            f"{file} was written by save_arguments and changed since: {type(error).__name__}: {error}. Write it anew."
+        ) from error
 
 
 def _nested(file: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -113,6 +113,8 @@ def audit(
     threshold: float = 0.5,
     all: bool = False,
     json: bool = False,
+    html: Path | None = None,
+    save: Path | None = None,
     verbose: bool = False,
     traceback: bool = False,
 ) -> int:
@@ -130,6 +132,8 @@ def audit(
         threshold: the share of its bits that a leaf may lose.
         all: show the notes too.
         json: print JSON.
+        html: write the report to this file too, as a page for a browser.
+        save: write the arguments to this .npz file, from which --npz takes them again.
         verbose: say what is being done, a line a step.
         traceback: show the whole traceback of an error.
     """
@@ -137,12 +141,19 @@ def audit(
         raise CommandError(
             f"got --args {args} and --npz {npz}: the arguments come from one of them. Leave the other out."
         )
+    for output in (html, save):
+        _target.refuse_unwritable(output)
     path, name = _target.split(target)
     with _progress(verbose), contextlib.redirect_stdout(sys.stderr), _target.imported(path) as module:
         f = _target.function(module, path, name)
         given, named = _target.from_npz(npz, f) if npz else (_target.from_file(module, path, f, args), {})
+        if save:
+            _target.save(save, f, given, named)
         which = argnums[0] if len(argnums) == 1 else argnums
         report = robustad.audit(f, argnums=which, has_aux=has_aux, threshold=threshold)(*given, **named)
+    if html:
+        html.write_text(report.to_html(), encoding="utf-8")
+        print(f"robustad: wrote {html}", file=sys.stderr)
     if json:
         print(report.to_json(indent=2))
     else:

@@ -91,7 +91,9 @@ def main() -> None:
                 seconds.append(time.perf_counter() - started)
             told = "ok" if report.ok else ", ".join(f"{f.kind} at line {f.line}" for f in report.findings)
             ratio = f"{seconds[1] / seconds[0]:.2f}x"
-            print(f"{name:12}{kind:9}{lengths[0]:>5}: {seconds[0]:5.1f} s {lengths[1]:>5}: {seconds[1]:5.1f} s  {ratio}   {told}")
+            print(
+                f"{name:12}{kind:9}{lengths[0]:>5}: {seconds[0]:5.1f} s {lengths[1]:>5}: {seconds[1]:5.1f} s  {ratio}   {told}"
+            )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from robustad.diagnosis._probe import probe as probe
 from robustad.diagnosis._recompute_check import RecomputeCheck as RecomputeCheck
 from robustad.diagnosis._recompute_check import RecomputedLeaf as RecomputedLeaf
 from robustad.diagnosis._recompute_check import recompute_check as recompute_check
+from robustad.diagnosis._replay import save_arguments as save_arguments
 from robustad.diagnosis._report import LeafSummary as LeafSummary
 from robustad.diagnosis._report import Report as Report
 from robustad.diagnosis._taylor_test import TaylorTest as TaylorTest

@@ -130,6 +130,20 @@ class Report:
         }
         return json.dumps(held, allow_nan=False, **options)
 
+    def to_html(self) -> str:
+        """The report as one self-contained page: no script, nothing to fetch, in light and dark.
+
+        It holds the text of the user's lines as they are now.
+        """
+        from robustad.diagnosis._html import page
+
+        return page(self)
+
+    def _repr_html_(self) -> str:
+        from robustad.diagnosis._html import fragment
+
+        return fragment(self)
+
     def __str__(self) -> str:
         from robustad.diagnosis._screen import screen  # data apart from presentation
 
