@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+
+from robustad import _jaxpr
 
 PLAN = "__robustad__"
 
@@ -96,7 +97,7 @@ def _plan(name: str, x: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _array(name: str, x: Any, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    if isinstance(x, Tracer):
+    if _jaxpr.is_traced(x):
         raise ValueError(
             f"`{name}` is a tracer ({x.aval}), without values to save; call save_arguments outside of jax.jit."
         )
