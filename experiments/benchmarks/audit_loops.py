@@ -91,9 +91,8 @@ def main() -> None:
                 seconds.append(time.perf_counter() - started)
             told = "ok" if report.ok else ", ".join(f"{f.kind} at line {f.line}" for f in report.findings)
             ratio = f"{seconds[1] / seconds[0]:.2f}x"
-            print(
-                f"{name:12}{kind:9}{lengths[0]:>5}: {seconds[0]:5.1f} s {lengths[1]:>5}: {seconds[1]:5.1f} s  {ratio}   {told}"
-            )
+            short, long = (f"{length:>5}: {took:5.1f} s" for length, took in zip(lengths, seconds))
+            print(f"{name:12}{kind:9}{short} {long}  {ratio}   {told}")
 
 
 if __name__ == "__main__":

@@ -104,8 +104,11 @@ def audit(
     def audited(*args: Any, **kwargs: Any) -> Report:
         # The user's own switches against NaNs and compilation would stop the passes instead of informing them.
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
+            started = time.perf_counter()
+            log.info("tracing the gradient")
             audited = derivative_program(f, argnums, has_aux, _untraced(args), _untraced(kwargs), mode, order, tangents)
-            return _run(audited, f, float(threshold), ranking)
+            report = _run(audited, f, float(threshold), ranking)
+            return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
     return audited
 
@@ -117,7 +120,6 @@ def _untraced(args: Any) -> Any:
 
 
 def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Report:
-    started = time.perf_counter()
     with jax.enable_x64(True):
         log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
@@ -167,7 +169,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         threshold=threshold,
         dtype=_dtype(audited),
         equations=len(audited.flow.sites),
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         leaves=tuple(summary(name, leaf, ranked.get(name)) for name, leaf in zip(audited.names, leaves)),
         ranking=contributions(reader, ranked),
     )

@@ -16,7 +16,7 @@ class Finding:
         primitive: the JAX primitive to blame; for an equation of a derivative rule, the primitive that it differentiates.
         bits_lost: the most bits lost by a leaf that it reaches (all of them where the leaf is not finite).
         reaches: names of the gradient leaves (and "value") that it reaches.
-        committed_at: the line where the rounding was made, when it is another one; not determined yet, always None.
+        committed_at: the line where the rounding was made, when it is another one; None where it is not known.
         invalid: the class of the invalid operation: "0*inf", "inf-inf", "0/0", "inf/inf", "log 0",
             "sqrt of negative", or None.
         cause, remedy: a sentence each.
