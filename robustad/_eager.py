@@ -18,7 +18,7 @@ from robustad._jaxpr import Body, Call, Cond, Control, Equation, Path, Scan, Sha
 Value = TypeVar("Value")
 
 
-class Unsupported(Exception):
+class Unsupported(Exception):  # noqa: N818 (what happened, not a fault)
     """A program cannot be walked on the host; the message names the primitive."""
 
 

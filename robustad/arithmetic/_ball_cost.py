@@ -17,7 +17,7 @@ _WEIGHTS = dict.fromkeys(
 )
 
 
-class TooLarge(Exception):
+class TooLarge(Exception):  # noqa: N818 (what happened, not a fault)
     """An exact walk costs more than its limit."""
 
 
