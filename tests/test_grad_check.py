@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
+from robustad import stability
 from robustad.diagnosis import GradCheck, _point, grad_check
-from robustad.stability import norm
 
 
 def ctc(logits: Any) -> Any:
@@ -204,6 +204,8 @@ HEALTHY: dict[str, tuple[Callable[..., Any], Any]] = {
     "scan": (lambda x: jax.lax.scan(lambda c, w: (jnp.tanh(c * w + 1), None), 0.5, x)[0], [0.5, 1.0, 1.5]),
     "cumulative": (lambda x: jnp.sum(jnp.cumsum(x) ** 2 + jax.lax.cumlogsumexp(x)), [0.5, 1.0, 1.5]),
     "indexed": (lambda x: jnp.sum(x[jnp.array([0, 2, 2])] ** 2) + jnp.sum(x.at[1].set(3.0)), [0.5, 1.0, 1.5]),
+    "bits that come back": (lambda x: jnp.sum(stability.norm_logpdf(x, 0.5, 2.0)), [0.5, 1.0]),
+    "primitives of our own": (lambda x: stability.compensated_sum(x) * stability.logsumexp(x), [0.5, 1.0, -2.0]),
     "empty": (jnp.sum, []),
 }
 
@@ -232,7 +234,7 @@ def test_scales() -> None:
     x, scales = jnp.asarray([3.0, 4.0]), (1e-20, 1.0, 1e20)
     check = grad_check(plain, scales=scales)(x)
     assert [all(leaf.ok for leaf in check.at(s)) for s in scales] == [False, True, False]
-    assert grad_check(norm, scales=(1e-20, 1e20))(x).ok
+    assert grad_check(stability.norm, scales=(1e-20, 1e20))(x).ok
     check = grad_check(plain, scales=scales)(x.astype(jnp.float16))
     assert any("range" in note for note in check.notes) and {leaf.scale for leaf in check.checks} == {1.0}
 
@@ -283,6 +285,12 @@ def test_without_an_exact_walk_the_reason_is_given() -> None:
     f = lambda x: jnp.sum(jnp.linalg.eigvalsh(x @ x.T) ** 2)  # noqa: E731
     check = grad_check(f)(jnp.asarray([[1.0, 2.0], [0.5, 3.0]]))
     assert check.ok and check.reference == "float64" and "eigh" in check.notes[0]
+
+
+def test_what_no_twin_passes_is_unknown() -> None:
+    check = grad_check(lambda a: jnp.sum(jax.random.gamma(jax.random.key(0), a, (2,))))(2.0)
+    assert check.ok and check.checks[0].checked == 0 and check.checks[0].undetermined == 1
+    assert "random_gamma" in check.notes[0]
 
 
 def test_the_value_is_told_to_be_wrong_too() -> None:

@@ -30,14 +30,22 @@ from robustad.diagnosis import grad_check
 
 @dataclass(frozen=True)
 class Case:
-    """A scalar function and where it is differentiated; kind: "public", "further", "rule" or "right"."""
+    """A scalar function and where it is differentiated; kind: "public", "further", "rule" or "right". derivative: of a
+    public case, by mpmath; where this version of JAX has it right, to say so would be a false alarm."""
 
     name: str
     kind: str
     function: Callable[..., Any]
     at: Any
     wide: bool = False
+    derivative: Any = None
     modes: tuple[str, ...] = ("rev", "fwd")
+
+    def is_right_by_now(self, x: Any) -> bool:
+        if self.derivative is None:
+            return self.kind == "right"
+        error = np.abs(np.asarray(jax.jit(jax.grad(self.function))(x), np.float64) - self.derivative)
+        return bool(np.max(error) <= (1e-10 if self.wide else 1e-4) * np.max(np.abs(self.derivative)))
 
 
 def ctc(logits: Any) -> Any:
@@ -69,20 +77,22 @@ def ties(x: Any) -> Any:
     return jnp.max(x) + jnp.sum(jnp.abs(x - 1)) + jnp.sum(jax.nn.relu(x - 1)) + x[0] ** 2
 
 
+TAIL = np.array([5.550825086253719e-17, -5.550825086253719e-17])
+CTC = np.array([[1.7139082186778086e-15, -1.7139082186778086e-15]] * 2)
 POINTS = np.linspace(0.3, 2.0, 5).astype(np.float32)
 CASES = [
-    Case("P28 expm1", "public", jnp.expm1, -40.0, True),
-    Case("P29 elu", "public", jax.nn.elu, -40.0, True),
-    Case("P29 selu", "public", jax.nn.selu, -700.0, True),
-    Case("P30 sigmoid", "public", jax.nn.sigmoid, 37.43, True),
-    Case("P31 softplus''", "public", jax.grad(jax.nn.softplus), 37.43, True),
-    Case("P31 log_sigmoid''", "public", jax.grad(jax.nn.log_sigmoid), -37.43, True),
-    Case("P32 tanh", "public", jnp.tanh, -9.0109),
-    Case("P33 i0", "public", jax.scipy.special.i0, 1e-300, True),
-    Case("P35 silu", "public", jax.nn.silu, -709.0, True),
-    Case("P36 log_softmax", "public", lambda x: jax.nn.log_softmax(x)[0], [37.43, 0.0], True),
-    Case("P42 (1-cos x)/x^2", "public", lambda x: (1 - jnp.cos(x)) / x**2, 1e-4),
-    Case("P44 ctc_loss", "public", ctc, [[0.0, 17.0], [0.0, 17.0]], True),
+    Case("P28 expm1", "public", jnp.expm1, -40.0, True, 4.248354255291589e-18),
+    Case("P29 elu", "public", jax.nn.elu, -40.0, True, 4.248354255291589e-18),
+    Case("P29 selu", "public", jax.nn.selu, -700.0, True, 1.7334290832552394e-304),
+    Case("P30 sigmoid", "public", jax.nn.sigmoid, 37.43, True, 5.550825086253719e-17),
+    Case("P31 softplus''", "public", jax.grad(jax.nn.softplus), 37.43, True, 5.550825086253719e-17),
+    Case("P31 log_sigmoid''", "public", jax.grad(jax.nn.log_sigmoid), -37.43, True, -5.550825086253719e-17),
+    Case("P32 tanh", "public", jnp.tanh, -9.0109, False, 5.960628852911439e-08),
+    Case("P33 i0", "public", jax.scipy.special.i0, 1e-300, True, 5e-301),
+    Case("P35 silu", "public", jax.nn.silu, -709.0, True, -8.614807714413836e-306),
+    Case("P36 log_softmax", "public", lambda x: jax.nn.log_softmax(x)[0], [37.43, 0.0], True, TAIL),
+    Case("P42 (1-cos x)/x^2", "public", lambda x: (1 - jnp.cos(x)) / x**2, 1e-4, False, -8.33333311726007e-06),
+    Case("P44 ctc_loss", "public", ctc, [[0.0, 17.0], [0.0, 17.0]], True, CTC),
     Case("sigmoid, float32", "further", jax.nn.sigmoid, 17.5),
     Case("softmax", "further", lambda x: jax.nn.softmax(x)[0], [40.0, 0.0], True),
     Case("tanh''", "further", jax.grad(jnp.tanh), 20.0, True),
@@ -140,7 +150,8 @@ def main() -> None:
     for case in CASES:
         if options.only not in case.name:
             continue
-        row: dict[str, Any] = {"kind": case.kind}
+        with jax.enable_x64(case.wide):
+            row: dict[str, Any] = {"kind": "right" if case.is_right_by_now(jnp.asarray(case.at)) else case.kind}
         for name, contender in CONTENDERS.items():
             jax.clear_caches()  # each compiles for itself
             with jax.enable_x64(case.wide):
@@ -151,7 +162,7 @@ def main() -> None:
         cells = (
             f"{'found' if r['found'] else 'passed':>13}{r['seconds']:7.2f} s" for r in (row[c] for c in CONTENDERS)
         )
-        print(f"{case.kind:8}{case.name:18.18}" + "".join(cells), flush=True)
+        print(f"{row['kind']:8}{case.name:18.18}" + "".join(cells), flush=True)
         results[case.name] = row
     totals = {}
     for kind in ("public", "further", "rule", "right"):

@@ -15,7 +15,8 @@ from jax import lax
 
 from robustad import _jaxpr
 from robustad._interpret import interpret
-from robustad._jaxpr import Body
+from robustad._jaxpr import Body, Equation
+from robustad.arithmetic import _shadow
 from robustad.arithmetic._ball_cost import program_cost
 from robustad.arithmetic._bits import returned
 from robustad.arithmetic._moved_shadow import Moved, MovedArithmetic
@@ -27,19 +28,24 @@ _STEPS = 2.0 ** -np.arange(3, 3 + _HALVINGS)
 
 
 class Float64Slopes:
-    """Of a program whose first operands are moved."""
+    """Of a program whose first operands are moved. Where it holds primitives that no twin passes (`lost`), nothing is known
+    of its slopes."""
 
     exact = False
 
     def __init__(self, program: Body, operands: Sequence[Any]):
         self._program, self._stopped, self._returned = program, stopped(program), returned(program)
         self._operands = [jnp.asarray(x) for x in operands]
+        equations = [site.equation for site in _jaxpr.sites(program)]
+        self.lost = sorted({eqn.primitive.name for eqn in equations if _loses(eqn)})
         with jax.enable_x64(True):
             self._run = jax.jit(self._evaluated)
 
     def along(self, steps: Sequence[np.ndarray | None], per: float = 1.0) -> list[Slope]:
         """The derivative of every output along `steps` (an array for each of the first operands, or None; of the size of
         the operands), divided by `per`."""
+        if self.lost:
+            return [unknown(_jaxpr.aval(out).shape) for out in self._program.outputs]
         factors = np.concatenate([_STEPS, -_STEPS, [0.0]])
         found = []
         for ties in (0.5, 0.0, 1.0) if self._tied else (0.5,):
@@ -83,6 +89,11 @@ class Float64Slopes:
             return [v.working if v.moved is None else v.moved for v in outs]
 
         return lax.map(at, factors)
+
+
+def _loses(eqn: Equation) -> bool:
+    """Whether a twin starts anew behind an equation that has a derivative."""
+    return eqn.primitive.name == "random_gamma" or (_jaxpr.control(eqn) is None and _shadow.is_lost(eqn))
 
 
 def _slope(values: np.ndarray, per: float) -> Slope:

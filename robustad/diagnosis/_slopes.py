@@ -142,7 +142,9 @@ class ExactSlopes:
 
 
 def _known(difference: _Differences) -> bool:
-    return determined(difference[2])
+    """Not at a pole, where the central difference has a value, and the one-sided ones have none."""
+    forward, backward, central = difference
+    return determined(central) and forward.is_finite() and backward.is_finite()
 
 
 def _bent(difference: _Differences) -> bool:
