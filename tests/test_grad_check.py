@@ -13,43 +13,53 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
+from robustad import stability
 from robustad.diagnosis import GradCheck, _point, grad_check
-from robustad.stability import norm
 
 
 def ctc(logits: Any) -> Any:
     return optax.ctc_loss(logits[None], jnp.zeros((1, 2)), jnp.array([[1]]), jnp.zeros((1, 1)))[0]
 
 
-TWELVE: dict[str, tuple[Callable[..., Any], Any, bool]] = {  # name: function, argument, in float64
-    "expm1": (jnp.expm1, -40.0, True),
-    "elu": (jax.nn.elu, -40.0, True),
-    "selu": (jax.nn.selu, -700.0, True),
-    "sigmoid": (jax.nn.sigmoid, 37.43, True),
-    "grad softplus": (jax.grad(jax.nn.softplus), 37.43, True),
-    "grad log_sigmoid": (jax.grad(jax.nn.log_sigmoid), -37.43, True),
-    "tanh": (jnp.tanh, -9.0109, False),
-    "i0": (jax.scipy.special.i0, 1e-300, True),
-    "silu": (jax.nn.silu, -709.0, True),
-    "log_softmax": (lambda x: jax.nn.log_softmax(x)[0], [37.43, 0.0], True),
-    "1 - cos": (lambda x: (1 - jnp.cos(x)) / x**2, 1e-4, False),
-    "ctc_loss": (ctc, [[0.0, 17.0], [0.0, 17.0]], True),
+TWELVE: dict[str, tuple[Callable[..., Any], Any, Any, bool]] = {  # name: function, argument, derivative, in float64
+    "expm1": (jnp.expm1, -40.0, 4.248354255291589e-18, True),
+    "elu": (jax.nn.elu, -40.0, 4.248354255291589e-18, True),
+    "selu": (jax.nn.selu, -700.0, 1.7334290832552394e-304, True),
+    "sigmoid": (jax.nn.sigmoid, 37.43, 5.550825086253719e-17, True),
+    "grad softplus": (jax.grad(jax.nn.softplus), 37.43, 5.550825086253719e-17, True),
+    "grad log_sigmoid": (jax.grad(jax.nn.log_sigmoid), -37.43, -5.550825086253719e-17, True),
+    "tanh": (jnp.tanh, -9.0109, 5.960628852911439e-08, False),
+    "i0": (jax.scipy.special.i0, 1e-300, 5e-301, True),
+    "silu": (jax.nn.silu, -709.0, -8.614807714413836e-306, True),
+    "log_softmax": (
+        lambda x: jax.nn.log_softmax(x)[0],
+        [37.43, 0.0],
+        [5.550825086253719e-17, -5.550825086253719e-17],
+        True,
+    ),
+    "1 - cos": (lambda x: (1 - jnp.cos(x)) / x**2, 1e-4, -8.33333311726007e-06, False),
+    "ctc_loss": (ctc, [[0.0, 17.0]] * 2, [[1.7139082186778086e-15, -1.7139082186778086e-15]] * 2, True),
 }
 
 
 @pytest.mark.parametrize("name", TWELVE)
 def test_finite_but_wrong_gradients_are_found(name: str) -> None:
-    f, x, wide = TWELVE[name]
+    """Where this version of JAX has them wrong; the derivatives are those of mpmath."""
+    f, x, derivative, wide = TWELVE[name]
     with jax.enable_x64(wide):
         x = jnp.asarray(x)
+        gradient = np.asarray(jax.jit(jax.grad(f))(x), np.float64)
         check = grad_check(f)(x)
-        for mode in ("rev", "fwd"):  # passes: they are finite, and differences in working precision as wrong
-            if name != "1 - cos":  # its value is 0, and so are its differences
-                check_grads(f, (x,), 1, modes=[mode])
-        assert bool(jnp.isfinite(jax.grad(f)(x)).all())
-    assert not check.ok and check.reference == "exact"
-    assert {leaf.reason for leaf in check.checks} == {"rounding"}
-    assert check.checks[0].norm_error > 0.01
+        if name != "1 - cos":  # passes: differences in working precision are as wrong
+            check_grads(f, (x,), 1, modes=["rev"])
+    assert np.isfinite(gradient).all()
+    wrong = np.max(np.abs(gradient - derivative)) > (1e-10 if wide else 1e-4) * np.max(np.abs(derivative))
+    assert check.checks[0].ok != wrong and check.reference == "exact"
+    np.testing.assert_allclose(check.checks[0].expected, derivative, rtol=1e-14)
+    if wrong:
+        assert check.checks[0].reason == "rounding" and check.checks[0].norm_error > 0.01
+    else:
+        assert jax.__version_info__ >= (0, 12), "all twelve are wrong in 0.10.2"
 
 
 FURTHER: dict[str, tuple[Callable[..., Any], Any, bool]] = {
@@ -161,7 +171,7 @@ def mlp_arguments(dtype: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "dtype,most",
-    [("float64", 2e6), ("bfloat16", 2e6), ("float64", 0.0), ("float32", 0.0), ("bfloat16", 0.0), ("float16", 0.0)],
+    [("float64", 2e6), ("bfloat16", 2e6), ("float64", 0.0), ("float16", 0.0)],
 )
 def test_healthy_networks_pass(dtype: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_point, "MOST", most)
@@ -194,6 +204,8 @@ HEALTHY: dict[str, tuple[Callable[..., Any], Any]] = {
     "scan": (lambda x: jax.lax.scan(lambda c, w: (jnp.tanh(c * w + 1), None), 0.5, x)[0], [0.5, 1.0, 1.5]),
     "cumulative": (lambda x: jnp.sum(jnp.cumsum(x) ** 2 + jax.lax.cumlogsumexp(x)), [0.5, 1.0, 1.5]),
     "indexed": (lambda x: jnp.sum(x[jnp.array([0, 2, 2])] ** 2) + jnp.sum(x.at[1].set(3.0)), [0.5, 1.0, 1.5]),
+    "bits that come back": (lambda x: jnp.sum(stability.norm_logpdf(x, 0.5, 2.0)), [0.5, 1.0]),
+    "primitives of our own": (lambda x: stability.compensated_sum(x) * stability.logsumexp(x), [0.5, 1.0, -2.0]),
     "empty": (jnp.sum, []),
 }
 
@@ -222,7 +234,7 @@ def test_scales() -> None:
     x, scales = jnp.asarray([3.0, 4.0]), (1e-20, 1.0, 1e20)
     check = grad_check(plain, scales=scales)(x)
     assert [all(leaf.ok for leaf in check.at(s)) for s in scales] == [False, True, False]
-    assert grad_check(norm, scales=scales)(x).ok
+    assert grad_check(stability.norm, scales=(1e-20, 1e20))(x).ok
     check = grad_check(plain, scales=scales)(x.astype(jnp.float16))
     assert any("range" in note for note in check.notes) and {leaf.scale for leaf in check.checks} == {1.0}
 
@@ -273,6 +285,12 @@ def test_without_an_exact_walk_the_reason_is_given() -> None:
     f = lambda x: jnp.sum(jnp.linalg.eigvalsh(x @ x.T) ** 2)  # noqa: E731
     check = grad_check(f)(jnp.asarray([[1.0, 2.0], [0.5, 3.0]]))
     assert check.ok and check.reference == "float64" and "eigh" in check.notes[0]
+
+
+def test_what_no_twin_passes_is_unknown() -> None:
+    check = grad_check(lambda a: jnp.sum(jax.random.gamma(jax.random.key(0), a, (2,))))(2.0)
+    assert check.ok and check.checks[0].checked == 0 and check.checks[0].undetermined == 1
+    assert "random_gamma" in check.notes[0]
 
 
 def test_the_value_is_told_to_be_wrong_too() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from robustad._eager import UnsupportedError
 from robustad._jaxpr import Equation
 from robustad.arithmetic._ball import Ball, exact, flint, mapped, zero
-from robustad.arithmetic._ball_elementwise import square_root
+from robustad.arithmetic._ball_limits import square_root
 from robustad.arithmetic._ball_rules import rule
 
 Twins = list[np.ndarray | None]
@@ -113,3 +113,43 @@ def _qr(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twin
     both = _over_matrices(factor, a, np.asarray(working[0], np.float64).astype(object))
     m = held.shape[-2]
     return [both[..., :m, :], both[..., m:, :]]
+
+
+@rule("tridiagonal_solve")
+def _tridiagonal_solve(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
+    def solve(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        lower, diagonal, upper = np.array(a)
+        x = np.array(b)
+        for i in range(1, len(x)):
+            factor = lower[i] / diagonal[i - 1]
+            diagonal[i] = diagonal[i] - factor * upper[i - 1]
+            x[i] = x[i] - factor * x[i - 1]
+        for i in reversed(range(len(x))):
+            rest = x[i] - upper[i] * x[i + 1] if i + 1 < len(x) else x[i]
+            x[i] = rest / diagonal[i]
+        return x
+
+    bands = np.stack([exact(v) for v in operands[:3]], -2)
+    return [_over_matrices(solve, bands, exact(operands[3]))]
+
+
+@rule("fft")
+def _fft(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> Twins:
+    kind, lengths = eqn.params["fft_type"].name, eqn.params["fft_lengths"]
+    x, inverse = mapped(flint().acb, exact(operands[0])), "I" in kind
+
+    def along(x: np.ndarray, axis: int) -> np.ndarray:
+        rows = np.moveaxis(x, axis, -1)
+        made = [flint().acb.dft(list(row), inverse) for row in rows.reshape(-1, rows.shape[-1])]
+        return np.moveaxis(np.array(made, object).reshape(rows.shape), -1, axis)
+
+    axes = list(range(x.ndim - len(lengths), x.ndim))
+    if kind == "IRFFT":  # the other half is the conjugate, of the other axes' mirror image
+        for axis in axes[:-1]:
+            x = along(x, axis)
+        n = lengths[-1]
+        mirrored = _conjugate(x[..., [n - k for k in range(n // 2 + 1, n)]])
+        return [mapped(lambda v: v.real, along(np.concatenate([x[..., : n // 2 + 1], mirrored], -1), -1))]
+    for axis in axes:
+        x = along(x, axis)
+    return [x[..., : lengths[-1] // 2 + 1] if kind == "RFFT" else x]

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from robustad._jaxpr import Equation, Path
+from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic._ball import Ball, boxed, exact
 from robustad.arithmetic._ball_reductions import window_places
 from robustad.arithmetic._ball_rules import enclosed
 from robustad.arithmetic._ball_walk import BallArithmetic
+from robustad.arithmetic._stopped import stopped
 
 
 class MovedBalls(BallArithmetic):
-    """stopped: the paths of the `stop_gradient`s. ties: the weight of the last among equals, 0, 1/2 or 1. held: the twins
-    that `stop_gradient` passed in a walk at the working point (None while that one is walked). tied: whether a walk met a
-    tie."""
+    """ties: the weight of the last among equals, 0, 1/2 or 1. held: the twins that `stop_gradient` passed in a walk at the
+    working point (None while that one is walked). tied: whether a walk met a tie."""
 
-    def __init__(self, limit: float, stopped: frozenset[Path]):
-        super().__init__(limit)
-        self._stopped = stopped
+    def __init__(self, program: Body, limit: float):
+        super().__init__(program, limit)
+        self._stopped = stopped(program)
         self.ties, self.tied = 0.5, False
         self.held: list[np.ndarray | None] | None = None
         self.passed: list[np.ndarray | None] = []
@@ -47,7 +47,7 @@ class MovedBalls(BallArithmetic):
             if found is not None:
                 self.tied = True
                 return [found]
-        return enclosed(eqn, operands, working)
+        return super().twins(eqn, operands, working, path)
 
 
 def _blend(x: Any, y: Any, weight: float) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from robustad._jaxpr import Equation
 from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, zero
-from robustad.arithmetic._ball_elementwise import square_root
+from robustad.arithmetic._ball_limits import square_root
 from robustad.arithmetic._ball_reductions import product
 from robustad.arithmetic._ball_rules import rule
 

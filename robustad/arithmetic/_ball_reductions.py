@@ -9,7 +9,7 @@ from robustad import _jaxpr
 from robustad._eager import UnsupportedError, interpret_eagerly
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic._ball import Ball, boxed, exact, flint, mapped, widened, zero
-from robustad.arithmetic._ball_elementwise import logarithm
+from robustad.arithmetic._ball_limits import logarithm
 from robustad.arithmetic._ball_rules import enclosed, evaluated, extreme, rule
 from robustad.arithmetic._windows import windows
 

@@ -14,9 +14,10 @@ from robustad.arithmetic import _ball_linalg as _ball_linalg  # registers its ru
 from robustad.arithmetic import _ball_own as _ball_own
 from robustad.arithmetic import _ball_reductions as _ball_reductions
 from robustad.arithmetic import _ball_scatter as _ball_scatter
-from robustad.arithmetic._ball import Ball, balls, determined, flint, lift, mapped, to_complex, to_float
+from robustad.arithmetic._ball import Ball, balls, boxed, determined, exact, flint, lift, mapped, to_complex, to_float
 from robustad.arithmetic._ball_cost import TooLargeError, cost, program_cost
 from robustad.arithmetic._ball_rules import enclosed, evaluated
+from robustad.arithmetic._bits import returned
 
 PRECISIONS = (128, 512, 2048, 8192)
 LIMIT = 1e7
@@ -30,8 +31,11 @@ class BallArithmetic:
     another precision, or at a point nearby, follows the same decisions and runs no side effect again.
     """
 
-    def __init__(self, limit: float = LIMIT):
+    def __init__(self, program: Body, limit: float = LIMIT):
         self._limit, self._spent = limit, 0.0
+        self._returned = returned(program)
+        self._looked_at = frozenset(self._returned.values())
+        self._cast: dict[Path, Ball] = {}  # the floats whose bits are looked at
         self._costs: dict[Path, float] = {}
         self._tape: list[list[Any]] = []
         self._at: int | None = None
@@ -67,7 +71,14 @@ class BallArithmetic:
         self, eqn: Equation, operands: Sequence[Ball], working: Sequence[Any], path: Path
     ) -> list[np.ndarray | None]:
         """The exact outputs of an equation."""
-        return enclosed(eqn, operands, working)
+        if path in self._looked_at:
+            self._cast[path] = operands[0]
+        outs = enclosed(eqn, operands, working)
+        if path in self._returned:
+            source = self._cast[self._returned[path]]
+            same = np.asarray(source.working) == np.asarray(working[0])
+            return [boxed(np.where(same, exact(source), exact(Ball(working[0], outs[0]))))]
+        return outs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +109,7 @@ class ExactWalk:
             raise TooLargeError(
                 f"the program takes about {self.cost:.2g} scalar operations; the exact walk takes {limit:.2g} at most."
             )
-        self.arithmetic = arithmetic or BallArithmetic(limit)
+        self.arithmetic = arithmetic or BallArithmetic(program, limit)
         self.bits = PRECISIONS[0]
         """The precision of the last walk."""
         self._walked = False
@@ -111,7 +122,7 @@ class ExactWalk:
         if self._walked:
             self.arithmetic.rewind()
         self.bits = bits
-        with flint().ctx.workprec(bits):
+        with flint().ctx.workprec(bits), jax.enable_x64(True):  # for what is in float64 inside other programs
             outs = interpret_eagerly(self.arithmetic, self._program, operands)
         self._walked = True
         return outs

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustad import _jaxpr
 from robustad._eager import UnsupportedError, interpret_eagerly
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_walk as _ball_walk  # registers the rules of the balls
 from robustad.arithmetic._ball import Ball, flint, mapped, to_complex, to_float, widened
-from robustad.arithmetic._ball_rules import enclosed
+from robustad.arithmetic._ball_rules import enclosed, evaluated
 from robustad.arithmetic._origin import Origin, Recipe, judged, lifted, tagged
 from robustad.arithmetic._sample import born, sample
 from robustad.arithmetic._shadow import Shadow
@@ -63,7 +62,7 @@ class ExactOriginArithmetic:
         operands = [jax.tree.map(_on_device, v) for v in operands]
         origins = [v.origin for v in operands]
         try:
-            working = _jaxpr.evaluate(eqn, [o.working for o in origins])
+            working = evaluated(eqn, [o.working for o in origins])
         except Exception as error:
             raise UnsupportedError(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
         twins = enclosed(eqn, [Ball(v.origin.working, v.exact) for v in operands], working)

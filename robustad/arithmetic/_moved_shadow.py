@@ -34,10 +34,12 @@ class Moved:
 
 @dataclasses.dataclass(frozen=True)
 class MovedArithmetic:
-    """stopped: the paths of the `stop_gradient`s. `ties` may be traced."""
+    """stopped: the paths of the `stop_gradient`s. returned: see `_bits.returned`. `ties` may be traced."""
 
     stopped: frozenset[Path]
+    returned: dict[Path, Path]
     ties: Any
+    cast: dict[Path, Moved] = dataclasses.field(default_factory=dict)
     watched: frozenset[Path] = frozenset()
     whole: frozenset[type] = frozenset()
 
@@ -58,6 +60,12 @@ class MovedArithmetic:
         working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])
         held = path in self.stopped
         moved = highs if held else self._moved(eqn, operands, working, highs)
+        if path in self.returned.values():
+            self.cast[path] = operands[0]
+        if path in self.returned:
+            source = self.cast[self.returned[path]]
+            same = source.working == working[0]
+            highs, moved = [jnp.where(same, source.high, highs[0])], [jnp.where(same, source.moved, moved[0])]
         return [Moved(*parts) for parts in zip(working, highs, moved)], None
 
     def _moved(

@@ -15,9 +15,10 @@ from jax import lax
 
 from robustad import _jaxpr
 from robustad._interpret import interpret
-from robustad._jaxpr import Body
+from robustad._jaxpr import Body, Equation
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._ball_cost import program_cost
+from robustad.arithmetic._bits import returned
 from robustad.arithmetic._moved_shadow import Moved, MovedArithmetic
 from robustad.arithmetic._stopped import stopped
 from robustad.diagnosis._slopes import Slope, unknown
@@ -27,19 +28,24 @@ _STEPS = 2.0 ** -np.arange(3, 3 + _HALVINGS)
 
 
 class Float64Slopes:
-    """Of a program whose first operands are moved."""
+    """Of a program whose first operands are moved. Where it holds primitives that no twin passes (`lost`), nothing is known
+    of its slopes."""
 
     exact = False
 
     def __init__(self, program: Body, operands: Sequence[Any]):
-        self._program, self._stopped = program, stopped(program)
+        self._program, self._stopped, self._returned = program, stopped(program), returned(program)
         self._operands = [jnp.asarray(x) for x in operands]
+        equations = [site.equation for site in _jaxpr.sites(program)]
+        self.lost = sorted({eqn.primitive.name for eqn in equations if _loses(eqn)})
         with jax.enable_x64(True):
             self._run = jax.jit(self._evaluated)
 
     def along(self, steps: Sequence[np.ndarray | None], per: float = 1.0) -> list[Slope]:
         """The derivative of every output along `steps` (an array for each of the first operands, or None; of the size of
         the operands), divided by `per`."""
+        if self.lost:
+            return [unknown(_jaxpr.aval(out).shape) for out in self._program.outputs]
         factors = np.concatenate([_STEPS, -_STEPS, [0.0]])
         found = []
         for ties in (0.5, 0.0, 1.0) if self._tied else (0.5,):
@@ -50,8 +56,12 @@ class Float64Slopes:
     def _tied(self) -> bool:
         """Whether it matters how ties are broken: seen along a random direction."""
         random = np.random.default_rng(0)
-        floating = [x for x in self._operands if _jaxpr.is_inexact(x)]
-        steps = [random.standard_normal(x.shape) * np.abs(np.asarray(x, np.complex128)) + 1e-3 for x in floating]
+        steps = [
+            random.standard_normal(x.shape) * (np.abs(np.asarray(x, np.complex128)) + 1e-3)
+            if _jaxpr.is_inexact(x)
+            else None
+            for x in self._operands
+        ]
         first, last = (self.moved(steps, _STEPS[-1:], ties) for ties in (0.0, 1.0))
         return any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(first, last))
 
@@ -62,25 +72,28 @@ class Float64Slopes:
 
     def moved(self, steps: Sequence[np.ndarray | None], factors: np.ndarray, ties: float = 0.5) -> list[np.ndarray]:
         """The outputs at the working point plus each of `factors` times `steps`, stacked."""
-        full = [
-            np.zeros(np.shape(x), _shadow.wide(x.dtype)) if step is None else step
-            for x, step in zip(self._operands, steps)
-        ]
+        full = [np.zeros(()) if step is None else step for step in steps]
         with jax.enable_x64(True):
             outs = self._run(self._operands, full, factors, ties)
         return [np.asarray(out) for out in outs]
 
     def _evaluated(self, operands: Any, steps: Any, factors: Any, ties: Any) -> Any:
         def at(factor: Any) -> list[Any]:
-            arithmetic: Any = MovedArithmetic(self._stopped, ties)
+            arithmetic: Any = MovedArithmetic(self._stopped, self._returned, ties)
             values = [arithmetic.lift(x) for x in operands]
             for k, step in enumerate(steps):
                 v = values[k]
-                values[k] = Moved(v.working, v.high, v.high + factor * step)
+                if v.high is not None:
+                    values[k] = Moved(v.working, v.high, v.high + factor * step)
             outs, _ = interpret(arithmetic, self._program, values)
             return [v.working if v.moved is None else v.moved for v in outs]
 
         return lax.map(at, factors)
+
+
+def _loses(eqn: Equation) -> bool:
+    """Whether a twin starts anew behind an equation that has a derivative."""
+    return eqn.primitive.name == "random_gamma" or (_jaxpr.control(eqn) is None and _shadow.is_lost(eqn))
 
 
 def _slope(values: np.ndarray, per: float) -> Slope:

@@ -185,8 +185,9 @@ def _derivative_along(function: Any, leaves: list[jax.Array], random: np.random.
     steps = [jnp.asarray(random.standard_normal(x.shape).astype(np.float32)).astype(x.dtype) for x in leaves]
 
     def along(leaves: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
-        gradients = jax.grad(function)(list(leaves), list(others))
-        return sum(jnp.real(jnp.sum(g * v)) for g, v in zip(gradients, steps))  # type: ignore[return-value]
+        terms = [jnp.real(jnp.sum(g * v)) for g, v in zip(jax.grad(function)(list(leaves), list(others)), steps)]
+        widest = max((t.dtype for t in terms), key=lambda dtype: dtype.itemsize)
+        return functools.reduce(jnp.add, [t.astype(widest) for t in terms])
 
     return along
 

@@ -65,8 +65,7 @@ def judged(
     rtol: float,
     describe: Callable[..., LeafCheck],
 ) -> LeafCheck:
-    """The verdict on `got`, the leaf as one mode of differentiation gives it: NaN where `reference` was not computed for
-    it is no fault only where `got` was not either (forward mode computes the probed elements alone)."""
+    """The verdict on `got`, the leaf as one mode of differentiation gives it: forward mode, the probed elements alone."""
     g, expected = coordinates(got), reference.expected
     present = probes.taken if got is not gradient.working else np.ones(len(g), bool)
     g, want = g[present], expected[present]

@@ -9,7 +9,6 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._eager import UnsupportedError
-from robustad.arithmetic._ball import to_float
 from robustad.arithmetic._ball_cost import TooLargeError
 from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import wide
@@ -41,6 +40,8 @@ class Gradient:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
+    """value_reference: the value without rounding, or in float64; None where it is not known."""
+
     audited: Audited
     gradients: list[Gradient]
     slopes: ExactSlopes | Float64Slopes
@@ -60,11 +61,12 @@ def point(audited: Audited) -> Point:
     exact: list[np.ndarray | None] = [None] * len(leaves)
     reference = float(np.asarray(value.high)) if value.working.dtype.itemsize < 8 else None
     if isinstance(slopes, ExactSlopes):
-        reference = to_float(slopes.outputs()[0][()])
+        reference = None
         try:
             narrow = all(x.dtype.itemsize <= 4 or x.dtype == np.complex64 for x in leaves)
-            _, *found = exact_outputs(audited.program, operands, floor=-126 if narrow else -1022)
+            known, *found = exact_outputs(audited.program, operands, floor=-126 if narrow else -1022)
             exact = [e.value for e in found]
+            reference = float(known.value) if known.determined else None
         except (UnsupportedError, TooLargeError) as error:
             notes = (*notes, f"the gradient program without rounding is not known: {error}")
     gradients = []
@@ -92,4 +94,6 @@ def slopes_of(program: _jaxpr.Body, operands: Sequence[Any]) -> tuple[ExactSlope
         slopes.outputs()
         return slopes, ()
     except (UnsupportedError, TooLargeError, ImportError) as error:
-        return Float64Slopes(program, operands), (f"differences are taken in float64: {error}",)
+        slopes = Float64Slopes(program, operands)
+        lost = f"; not even there, for `{'`, `'.join(slopes.lost)}` has no rule" if slopes.lost else ""
+        return slopes, (f"differences are taken in float64: {error}{lost}",)

@@ -15,7 +15,6 @@ from robustad._jaxpr import Body
 from robustad.arithmetic._ball import balls, boxed, determined, flint, to_float
 from robustad.arithmetic._ball_moved import MovedBalls
 from robustad.arithmetic._ball_walk import LIMIT, ExactWalk
-from robustad.arithmetic._stopped import stopped
 
 _SHIFT = 100
 _TIES = (0.5, 0.0, 1.0)
@@ -51,7 +50,7 @@ class ExactSlopes:
     exact = True
 
     def __init__(self, program: Body, operands: Sequence[Any], limit: float = LIMIT):
-        self._walk = ExactWalk(program, operands, limit, MovedBalls(limit, stopped(program)))
+        self._walk = ExactWalk(program, operands, limit, MovedBalls(program, limit))
         dtypes = [np.asarray(v.working).dtype for v in self._walk.operands if v.exact is not None]
         narrow = all(d.itemsize <= 4 or d == np.complex64 for d in dtypes)
         self._floor = 2.0**-126 if narrow else 2.0**-1022
@@ -143,7 +142,9 @@ class ExactSlopes:
 
 
 def _known(difference: _Differences) -> bool:
-    return determined(difference[2])
+    """Not at a pole, where the central difference has a value, and the one-sided ones have none."""
+    forward, backward, central = difference
+    return determined(central) and forward.is_finite() and backward.is_finite()
 
 
 def _bent(difference: _Differences) -> bool:

@@ -43,9 +43,9 @@ class Truth:
 class _Deciding(BallArithmetic):
     """The exact walk, which adds up what was decided at the equations in `decisions`."""
 
-    def __init__(self, decisions: frozenset[Path], limit: float):
-        super().__init__(limit)
-        self.decisions = decisions
+    def __init__(self, audited: Audited, limit: float):
+        super().__init__(audited.closed, limit)
+        self.decisions = audited.decisions
         self.decided: dict[Path, float] = {}
 
     def rewind(self) -> None:
@@ -69,7 +69,7 @@ def truth(audited: Audited, records: Mapping[Path, Any], limit: float) -> Truth 
     try:
         flint()
         constants, inputs = audited.operands
-        deciding = _Deciding(audited.decisions, limit)
+        deciding = _Deciding(audited, limit)
         walk = ExactWalk(audited.closed, [*constants, *inputs], limit, deciding)
         log.info("the same in exact arithmetic")
         results = walk.outputs()
