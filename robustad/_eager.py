@@ -1,11 +1,12 @@
 """The walk on the host: one program, equation by equation, with concrete values and Python's own loops.
 
-For arithmetics whose values JAX cannot trace, such as numbers of arbitrary precision. It keeps no records, and is meant
-for small programs: every equation is dispatched by itself, every iteration of a loop anew.
+For arithmetics whose values JAX cannot trace, such as numbers of arbitrary precision: the leaves of a value may be NumPy
+arrays, of dtype object too. It keeps no records, and is meant for small programs: every equation is dispatched by itself,
+every iteration of a loop anew.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from robustad import _jaxpr
-from robustad._jaxpr import Body, Call, Cond, Control, Equation, Path, Scan, ShardMap, While
+from robustad._interpret import Arithmetic
+from robustad._jaxpr import Body, Call, Cond, Control, Path, Scan, ShardMap, While
 
 Value = TypeVar("Value")
 
@@ -22,19 +24,8 @@ class UnsupportedError(Exception):
     """A program cannot be walked on the host; the message names the primitive."""
 
 
-class EagerArithmetic(Protocol[Value]):
-    """`_interpret.Arithmetic` without records. The leaves of a `Value` are JAX or NumPy arrays, of dtype object too, each
-    of the shape of the array that it stands for."""
-
-    def lift(self, x: Any) -> Value: ...
-
-    def plain(self, value: Value) -> Any: ...
-
-    def equation(self, eqn: Equation, operands: Sequence[Value], path: Path) -> tuple[list[Value], Any]: ...
-
-
 def interpret_eagerly(
-    arithmetic: EagerArithmetic[Value], program: Body, operands: Sequence[Value], path: Path = ()
+    arithmetic: Arithmetic[Value], program: Body, operands: Sequence[Value], path: Path = ()
 ) -> list[Value]:
     """The outputs of `program` on `operands` under `arithmetic`; paths are those of `_interpret.interpret`.
 
@@ -45,7 +36,7 @@ def interpret_eagerly(
 
 
 class _Walk:
-    def __init__(self, arithmetic: EagerArithmetic[Any]):
+    def __init__(self, arithmetic: Arithmetic[Any]):
         self.arithmetic = arithmetic
         self.inner: dict[int, Control | None] = {}  # an equation's control flow is read once, not at every iteration
 

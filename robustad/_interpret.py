@@ -7,8 +7,9 @@ An arithmetic may keep *records* of some equations, its `watched` paths. Inside 
 folded, iteration by iteration, so that a record tells of all iterations.
 """
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,39 +22,39 @@ Value = TypeVar("Value")
 Records: TypeAlias = dict[Path, Any]
 
 
-class Arithmetic(Protocol, Generic[Value]):
+class Arithmetic(abc.ABC, Generic[Value]):
     """What a program is walked with. A `Value` is a pytree of arrays, of the shape of the one that it
     stands for, whose structure depends on the dtype alone."""
 
     @property
     def watched(self) -> frozenset[Path]:
         """The equations of which records are kept."""
-        ...
+        return frozenset()
 
     @property
     def whole(self) -> frozenset[type[Control]]:
         """The control flow that the arithmetic takes as one equation, as reverse mode must take a `While`."""
-        ...
+        return frozenset()
 
+    @abc.abstractmethod
     def lift(self, x: Any) -> Value:
         """A plain array (an input, a constant, a literal) as a value."""
-        ...
 
-    def plain(self, value: Value) -> Array:
+    @abc.abstractmethod
+    def plain(self, value: Value) -> Any:
         """The array that the user's program would hold: what it branches on."""
-        ...
 
+    @abc.abstractmethod
     def equation(self, eqn: Equation, operands: Sequence[Value], path: Path) -> tuple[list[Value], Any]:
         """The outputs of a plain equation, and its record where `path` is watched (None elsewhere)."""
-        ...
 
     def blank(self, path: Path, at: Path) -> Any:
         """The record of the equation at `path` before it has run, as the control flow at `at` carries it."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} watches equations without saying what their records are")
 
     def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
         """`record` after an iteration of the control flow at `at` (a loop, or the shards of a map) recorded `new`."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__} watches equations without saying how their records add up")
 
 
 def interpret(

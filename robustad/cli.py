@@ -55,7 +55,7 @@ def _command(run: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("robustad: interrupted", file=sys.stderr)
             return 130
-        except Exception as error:
+        except Exception as error:  # the user's file may raise anything; --traceback shows where
             if traceback:
                 tracebacks.print_exc()
             print(f"robustad: {_told(error)}", file=sys.stderr)

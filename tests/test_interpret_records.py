@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from robustad import _jaxpr
-from robustad._interpret import interpret
+from robustad._interpret import Arithmetic, interpret
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic._shadow import ShadowArithmetic
 from tests._laws import FLOAT32, mesh8, x4, x8
@@ -20,11 +20,14 @@ from tests._walking import assert_close
 
 
 @dataclasses.dataclass(frozen=True)
-class Tally:
+class Tally(Arithmetic[Any]):
     """Plain arithmetic that records the sum of an equation's outputs, how often it ran, and in which iteration last."""
 
-    watched: frozenset[Path]
-    whole: frozenset[type] = frozenset()
+    paths: frozenset[Path]
+
+    @property
+    def watched(self) -> frozenset[Path]:
+        return self.paths
 
     def lift(self, x: Any) -> Any:
         return jnp.asarray(x)

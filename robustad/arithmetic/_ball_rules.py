@@ -96,11 +96,18 @@ def _is_key(x: Any) -> bool:
 
 
 def evaluated(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
-    """An equation's working outputs. What only moves data needs no compiled program."""
+    """An equation's working outputs. What only moves data needs no compiled program.
+
+    Raises:
+        UnsupportedError: it cannot be evaluated outside its program.
+    """
     name = eqn.primitive.name
     if name in MOVES and not any(map(_is_key, operands)):
         return MOVES[name](eqn.params, *map(np.asarray, operands))
-    return _jaxpr.evaluate(eqn, operands)
+    try:
+        return _jaxpr.evaluate(eqn, operands)
+    except Exception as error:  # whatever a primitive says without its mesh, its axes or its device
+        raise UnsupportedError(f"`{name}` cannot be evaluated by itself: {error}") from error
 
 
 # ---------------------------------------------------------------------- primitives that decide or round: follow

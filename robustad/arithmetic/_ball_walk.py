@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustad._eager import UnsupportedError, interpret_eagerly
+from robustad._eager import interpret_eagerly
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_linalg as _ball_linalg  # registers its rules
 from robustad.arithmetic import _ball_own as _ball_own
@@ -24,8 +25,8 @@ LIMIT = 1e7
 """Of a walk's cost, in scalar operations at 128 bits: a second or two."""
 
 
-class BallArithmetic:
-    """Working values beside exact ones (`robustad._eager.EagerArithmetic`).
+class BallArithmetic(Arithmetic[Ball]):
+    """Working values beside exact ones (`robustad._eager`).
 
     The first walk evaluates the working program; later ones take its values from there, so that what is computed at
     another precision, or at a point nearby, follows the same decisions and runs no side effect again.
@@ -57,10 +58,7 @@ class BallArithmetic:
         if self._spent > self._limit:
             raise TooLargeError(f"the exact walk takes more than {self._limit:.0f} scalar operations.")
         if self._at is None:
-            try:
-                working = evaluated(eqn, [v.working for v in operands])
-            except Exception as error:
-                raise UnsupportedError(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
+            working = evaluated(eqn, [v.working for v in operands])
             self._tape.append(working)
         else:
             working = self._tape[self._at]

@@ -27,8 +27,8 @@ import numpy as np
 from jax import Array, lax
 
 from robustad import _jaxpr
-from robustad._interpret import through
-from robustad._jaxpr import Equation, Path, While
+from robustad._interpret import Arithmetic, through
+from robustad._jaxpr import Control, Equation, Path, While
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow, ShadowArithmetic
 from robustad.stability._error_free import rounded_once
@@ -63,7 +63,7 @@ class Shifted:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ContributionArithmetic:
+class ContributionArithmetic(Arithmetic[Shifted]):
     """The shadow walk with distances. numbers: path of an equation to its position in `shifts`.
 
     A `while` loop is one equation: its outputs' whole error is its own, since reverse mode does not pass through it.
@@ -73,8 +73,10 @@ class ContributionArithmetic:
     shifts: Array
     known: dict[Path, list[Shadow]] = dataclasses.field(default_factory=dict)
     """Outputs that need not be computed again."""
-    watched: frozenset[Path] = frozenset()
-    whole: frozenset[type] = frozenset({While})
+
+    @property
+    def whole(self) -> frozenset[type[Control]]:
+        return frozenset({While})
 
     def lift(self, x: Any) -> Shifted:
         shadow = _shadow.lift(x)
@@ -104,12 +106,6 @@ class ContributionArithmetic:
                 out = dataclasses.replace(out, distance=onward + self.shifts[self.numbers[path]] * (out.gap - before))
             outs.append(out)
         return outs, None
-
-    def blank(self, path: Path, at: Path) -> Any:
-        raise NotImplementedError("contributions are taken without records")
-
-    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
-        raise NotImplementedError("contributions are taken without records")
 
 
 Map = Callable[[Sequence[Any]], list[Any]]

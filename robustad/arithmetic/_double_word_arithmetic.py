@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from robustad import _jaxpr
-from robustad._interpret import interpret
+from robustad._interpret import Arithmetic, interpret
 from robustad._jaxpr import Body, Equation, Path, Site
 from robustad.arithmetic import _double_word_reductions as reductions
 from robustad.arithmetic import _double_word_rules as rules
@@ -39,11 +39,8 @@ def _has_rule(eqn: Equation) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class DoubleWordArithmetic:
+class DoubleWordArithmetic(Arithmetic[DoubleWord]):
     """The walk in double words. It keeps no records."""
-
-    watched: frozenset[Path] = frozenset()
-    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> DoubleWord:
         return lift(x)
@@ -58,12 +55,6 @@ class DoubleWordArithmetic:
             return RULES[eqn.primitive.name](eqn, operands), None
         plain = [rounded(v, _jaxpr.aval(atom).dtype) for v, atom in zip(operands, eqn.invars)]
         return [lift(out) for out in _jaxpr.evaluate(eqn, plain)], None
-
-    def blank(self, path: Path, at: Path) -> None:
-        return None
-
-    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> None:
-        return None
 
 
 def evaluate(program: Body, operands: Sequence[Any]) -> list[DoubleWord]:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustad._eager import UnsupportedError, interpret_eagerly
+from robustad._eager import interpret_eagerly
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Body, Equation, Path
 from robustad.arithmetic import _ball_walk as _ball_walk  # registers the rules of the balls
 from robustad.arithmetic._ball import Ball, flint, mapped, to_complex, to_float, widened
@@ -27,8 +28,8 @@ class ExactOrigin:
     exact: np.ndarray | None
 
 
-class ExactOriginArithmetic:
-    """`OriginArithmetic` and `SampleArithmetic` in one, on the host (`robustad._eager.EagerArithmetic`).
+class ExactOriginArithmetic(Arithmetic[ExactOrigin]):
+    """`OriginArithmetic` and `SampleArithmetic` in one, on the host (`robustad._eager`).
 
     numbers: path of an equation to its number, from 1. events, suspects: what is looked at, as in `SampleArithmetic`;
     `records` then holds what it would record, `iteration` counting the visits of an equation.
@@ -61,10 +62,7 @@ class ExactOriginArithmetic:
     def equation(self, eqn: Equation, operands: Sequence[ExactOrigin], path: Path) -> tuple[list[ExactOrigin], None]:
         operands = [jax.tree.map(_on_device, v) for v in operands]
         origins = [v.origin for v in operands]
-        try:
-            working = evaluated(eqn, [o.working for o in origins])
-        except Exception as error:
-            raise UnsupportedError(f"`{eqn.primitive.name}` cannot be evaluated by itself: {error}") from error
+        working = evaluated(eqn, [o.working for o in origins])
         twins = enclosed(eqn, [Ball(v.origin.working, v.exact) for v in operands], working)
         fresh = [self._value(w, x) for w, x in zip(working, twins)]
         site = jnp.int32(self.numbers.get(path, 0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from robustad import _jaxpr
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
@@ -19,11 +20,8 @@ _RETYPED = frozenset("scatter scatter-add scatter-sub scatter-mul scatter-min sc
 
 
 @dataclasses.dataclass(frozen=True)
-class FreeArithmetic:
+class FreeArithmetic(Arithmetic[Array]):
     """Values are arrays, those of floating dtypes in float64 (complex128)."""
-
-    watched: frozenset[Path] = frozenset()
-    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> Array:
         return _shadow.high(_shadow.lift(x))
@@ -44,9 +42,3 @@ class FreeArithmetic:
             if all(out is not None for out in outs):
                 return [jnp.asarray(out) for out in outs], None
         return [self.lift(x) for x in _jaxpr.evaluate(eqn, operands, **_shadow.widened_parameters(eqn))], None
-
-    def blank(self, path: Path, at: Path) -> Any:
-        raise NotImplementedError("nothing is recorded")
-
-    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
-        raise NotImplementedError("nothing is recorded")

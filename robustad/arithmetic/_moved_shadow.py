@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
@@ -33,15 +34,13 @@ class Moved:
 
 
 @dataclasses.dataclass(frozen=True)
-class MovedArithmetic:
+class MovedArithmetic(Arithmetic[Moved]):
     """stopped: the paths of the `stop_gradient`s. returned: see `_bits.returned`. `ties` may be traced."""
 
     stopped: frozenset[Path]
     returned: dict[Path, Path]
     ties: Any
     cast: dict[Path, Moved] = dataclasses.field(default_factory=dict)
-    watched: frozenset[Path] = frozenset()
-    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> Moved:
         value = _shadow.lift(x)
@@ -49,12 +48,6 @@ class MovedArithmetic:
 
     def plain(self, value: Moved) -> Array:
         return value.working
-
-    def blank(self, path: Path, at: Path) -> Any:
-        raise NotImplementedError("differences are taken without records")
-
-    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
-        raise NotImplementedError("differences are taken without records")
 
     def equation(self, eqn: Equation, operands: Sequence[Moved], path: Path) -> tuple[list[Moved], None]:
         working, highs = _shadow.shadowed(eqn, [v.shadow for v in operands])

@@ -31,6 +31,7 @@ import numpy as np
 from jax import Array, lax
 
 from robustad import _jaxpr
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
@@ -142,25 +143,17 @@ class Inherited:
 
 
 @dataclasses.dataclass(frozen=True)
-class OriginArithmetic:
+class OriginArithmetic(Arithmetic[Origin]):
     """The shadow walk with origins. `numbers`: path of an equation to its number, from 1."""
 
     numbers: dict[Path, int]
     precision: int
-    watched: frozenset[Path] = frozenset()
-    whole: frozenset[type] = frozenset()
 
     def lift(self, x: Any) -> Origin:
         return lifted(_shadow.lift(x), self.precision)
 
     def plain(self, value: Origin) -> Array:
         return value.working
-
-    def blank(self, path: Path, at: Path) -> Any:
-        raise NotImplementedError("origins are tracked without records")
-
-    def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
-        raise NotImplementedError("origins are tracked without records")
 
     def equation(self, eqn: Equation, operands: Sequence[Origin], path: Path) -> tuple[list[Origin], None]:
         site = lax.add(

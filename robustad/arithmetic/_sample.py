@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._origin import LOSS, Origin, judged, lifted
@@ -16,14 +17,13 @@ from robustad.arithmetic._shadow import Shadow
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleArithmetic:
+class SampleArithmetic(Arithmetic[Shadow]):
     """The shadow walk that looks at some equations: the worst element of each (path, event) in `events`, and whether those
     in `suspects` make a non-finite value of finite ones."""
 
     events: tuple[tuple[Path, int], ...]
     suspects: frozenset[Path]
     precision: int
-    whole: frozenset[type] = frozenset()
 
     @property
     def watched(self) -> frozenset[Path]:

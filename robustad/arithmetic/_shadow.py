@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 
 from robustad import _jaxpr
+from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 
 
@@ -310,13 +311,12 @@ def is_lost(eqn: Equation) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class ShadowArithmetic:
+class ShadowArithmetic(Arithmetic[Shadow]):
     """The plain shadow walk. It watches the equations whose terms' size is asked for (see `terms_size`), and counts how
     often the twins would decide otherwise than the working values in `decisions`."""
 
     terms: frozenset[Path] = frozenset()
     decisions: frozenset[Path] = frozenset()
-    whole: frozenset[type] = frozenset()
     per_iteration: frozenset[tuple[Path, Path, int]] = frozenset()
     """(watched path, loop, length): there, the record of each iteration of that loop is kept by itself."""
     last_only: frozenset[tuple[Path, Path]] = frozenset()

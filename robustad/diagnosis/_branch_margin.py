@@ -14,7 +14,7 @@ from jax import Array
 
 from robustad import _jaxpr
 from robustad._flow import Edge, Flow, Node
-from robustad._interpret import interpret
+from robustad._interpret import Arithmetic, interpret
 from robustad._jaxpr import Body, Equation, Path, Site
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import Shadow
@@ -84,7 +84,7 @@ def _run(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchMargins
     operands = [p.leaves for p in parts], [p.others for p in parts]
     program, _ = traced(call, name, "branch_margin", *operands)
     watched = {site.path: site for site in _watched(program)}
-    arithmetic: Any = MarginArithmetic(watched)
+    arithmetic = MarginArithmetic(watched)
     constants = [jnp.asarray(c) for _, c in program.constants]
     variables = (*(var for var, _ in program.constants), *program.inputs)
     whole = dataclasses.replace(program, constants=(), inputs=variables)
@@ -101,11 +101,10 @@ def _run(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchMargins
 
 
 @dataclasses.dataclass(frozen=True)
-class MarginArithmetic:
+class MarginArithmetic(Arithmetic[Shadow]):
     """The shadow walk that looks at decisions: at those of the equations in `sites`."""
 
     sites: dict[Path, Site]
-    whole: frozenset[type] = frozenset()
 
     @property
     def watched(self) -> frozenset[Path]:

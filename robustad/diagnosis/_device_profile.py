@@ -136,7 +136,7 @@ def _known(ask: Callable[[], Any]) -> Any:
     """What a backend says, or None where it does not implement the question."""
     try:
         return ask()
-    except Exception:
+    except Exception:  # each backend has its own words for it
         return None
 
 

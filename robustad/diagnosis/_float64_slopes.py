@@ -79,7 +79,7 @@ class Float64Slopes:
 
     def _evaluated(self, operands: Any, steps: Any, factors: Any, ties: Any) -> Any:
         def at(factor: Any) -> list[Any]:
-            arithmetic: Any = MovedArithmetic(self._stopped, self._returned, ties)
+            arithmetic = MovedArithmetic(self._stopped, self._returned, ties)
             values = [arithmetic.lift(x) for x in operands]
             for k, step in enumerate(steps):
                 v = values[k]
