@@ -24,6 +24,8 @@ class SampleArithmetic(Arithmetic[Shadow]):
     events: tuple[tuple[Path, int], ...]
     suspects: frozenset[Path]
     precision: int
+    loops: frozenset[Path] = frozenset()
+    """Whose iterations are told; those of the shards of a map are not."""
 
     @property
     def watched(self) -> frozenset[Path]:
@@ -61,7 +63,7 @@ class SampleArithmetic(Arithmetic[Shadow]):
 
     def fold(self, path: Path, at: Path, record: Any, new: Any, iteration: Array) -> Any:
         def worse(old: Any, new: Any) -> Any:
-            stamped = dict(new, iteration=iteration)
+            stamped = dict(new, iteration=iteration) if at in self.loops else new
             return jax.tree.map(lambda a, b: jnp.where(new["score"] > old["score"], b, a), old, stamped)
 
         return {k: record[k] | new[k] if k == "born" else worse(record[k], new[k]) for k in record}

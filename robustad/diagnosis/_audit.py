@@ -97,6 +97,8 @@ def audit(
         raise AuditError(
             f'`order` must be 1, or 2 in mode "vjp"; got order={order!r}, mode={mode!r}. In mode "jvp" audit `jax.grad(f)`.'
         )
+    if ranking is not None and not isinstance(ranking, bool):
+        raise AuditError(f"`ranking` must be True, False or None (where the gradient is not good); got {ranking!r}.")
     if tangents is not None and mode == "vjp" and order == 1:
         raise AuditError('`tangents` belong to mode="jvp" or order=2; the gradient takes none. Leave them out.')
 
@@ -238,7 +240,7 @@ def _rankable(
     """The finite outputs whose error is worth taking apart: the wrong ones, or all where none is, the worst first."""
     every: list[Wrong] = [(k, name, None, np.ones(1, bool)) for k, name in enumerate(bits)]
     finite = [
-        (k, name, failing) for k, name, _, failing in verdict.wrong or every if name not in nonfinite and bits[name]
+        (k, name, failing) for k, name, _, failing in verdict.wrong or every if name not in nonfinite and bits[name] is not None
     ]
     return sorted(finite, key=lambda one: -(bits[one[1]] or 0.0))[:MOST_RANKED]
 

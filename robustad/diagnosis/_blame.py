@@ -103,7 +103,9 @@ def _records(
 ) -> dict[Path, Any]:
     """What is to be seen at some equations: see `SampleArithmetic`."""
     if bits is None:
-        return jax.jit(audited.walked(SampleArithmetic(tuple(events), suspects, precision)))(*audited.operands)[1]
+        loops = frozenset(loop for path, _ in events for loop in audited.flow.sites[path].loops)
+        looking = SampleArithmetic(tuple(events), suspects, precision, loops)
+        return jax.jit(audited.walked(looking))(*audited.operands)[1]
     constants, inputs = audited.operands
     looking = ExactOriginArithmetic({}, precision, events, suspects)
     exact_origins(audited.closed, [*constants, *inputs], looking, bits)
