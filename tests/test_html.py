@@ -88,7 +88,7 @@ def hostile(wrong: Report, tmp_path: Path) -> Report:
     linecache.checkcache()
     findings = (
         finding(first, 20, committed_at=12),
-        finding(second, 30, committed_at=3, shows_at="second.py:33 (log)", bits_lost=None),
+        finding(second, 30, committed_at=3, committed_file=first, shows_at="second.py:33 (log)", bits_lost=None),
         finding("<unknown>", 0),
         finding(str(tmp_path / "gone.py"), 7),
     )
@@ -139,12 +139,13 @@ def test_where_errors_are_made_and_where_they_show(hostile: Report):
     order = [(Path(one.file).name, one.line) for one in marked_lines(hostile)]
     first, second = "first & <b>.py", "second.py"
     assert order == [
-        *((first, k) for k in (2, 12, 20)),
-        *((second, k) for k in (3, 5, 30, 33)),
+        *((first, k) for k in (2, 3, 12, 20)),
+        *((second, k) for k in (5, 30, 33)),
         ("gone.py", 7),
     ]
-    moved = dataclasses.replace(hostile, findings=(dataclasses.replace(hostile.findings[0], committed_at=5),))
-    assert [one.committed for one in marked_lines(moved) if Path(one.file).name == second] == [[1]]  # the ranking knows
+    elsewhere = dataclasses.replace(hostile.findings[0], committed_at=5, committed_file=hostile.findings[1].file)
+    moved = dataclasses.replace(hostile, findings=(elsewhere,))
+    assert [one.committed for one in marked_lines(moved) if Path(one.file).name == second] == [[1]]
 
 
 def test_the_picture_stays_within_its_frame(hostile: Report):

@@ -116,12 +116,13 @@ def test_where_the_rounding_was_made_is_another_line():
 
     (finding,) = audit(f)(jnp.array([2e-3, 1e-3])).findings
     assert (finding.line, finding.committed_at) == (line(f, 2), line(f, 1))
+    assert finding.committed_file == finding.file == __file__
 
     def g(x):
         return jnp.sum((1 - jnp.cos(x)) / x**2)
 
     (finding,) = audit(g)(jnp.array([2e-3, 1e-3])).findings
-    assert (finding.line, finding.committed_at) == (line(g, 1), None)
+    assert (finding.line, finding.committed_at, finding.committed_file) == (line(g, 1), None, None)
 
 
 def test_condition_and_program_are_told_apart():

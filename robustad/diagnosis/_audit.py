@@ -239,10 +239,9 @@ def _rankable(
 ) -> list[tuple[int, str, np.ndarray]]:
     """The finite outputs whose error is worth taking apart: the wrong ones, or all where none is, the worst first."""
     every: list[Wrong] = [(k, name, None, np.ones(1, bool)) for k, name in enumerate(bits)]
-    finite = [
-        (k, name, failing) for k, name, _, failing in verdict.wrong or every if name not in nonfinite and bits[name] is not None
-    ]
-    return sorted(finite, key=lambda one: -(bits[one[1]] or 0.0))[:MOST_RANKED]
+    known = {name: lost for name, lost in bits.items() if lost is not None and name not in nonfinite}
+    finite = [(k, name, failing) for k, name, _, failing in verdict.wrong or every if name in known]
+    return sorted(finite, key=lambda one: -known[one[1]])[:MOST_RANKED]
 
 
 def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:

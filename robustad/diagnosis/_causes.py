@@ -107,7 +107,8 @@ def _finding(
         kind = "ill-conditioned"
     cause, remedy = sentences(b, kind, primitive, forward, where, gate)
     made_at = reader.statement(committed) if committed is not None else None
-    elsewhere = made_at is not None and where is not None and (made_at.file, made_at.line) != (where.file, where.line)
+    if where is None or (made_at is not None and (made_at.file, made_at.line) == (where.file, where.line)):
+        made_at = None  # at no other place
     return Finding(
         kind=kind,
         phase="forward" if forward else "backward",
@@ -119,7 +120,8 @@ def _finding(
         reaches=reaches,
         cause=cause,
         remedy=remedy,
-        committed_at=made_at.line if elsewhere and made_at is not None else None,
+        committed_at=made_at.line if made_at else None,
+        committed_file=made_at.file if made_at else None,
         invalid=INVALID[invalid] if invalid and kind in ("nan", "zero-times-inf") else None,
         shows_at=_shown(reader, b, where) if nonfinite & b.shares.keys() else None,
     )

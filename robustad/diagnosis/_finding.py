@@ -17,6 +17,7 @@ class Finding:
         bits_lost: the most bits lost by a leaf that it reaches (all of them where the leaf is not finite).
         reaches: names of the gradient leaves (and "value") that it reaches.
         committed_at: the line where the rounding was made, when it is another one; None where it is not known.
+        committed_file: the file of that line, or None.
         invalid: the class of the invalid operation: "0*inf", "inf-inf", "0/0", "inf/inf", "log 0",
             "sqrt of negative", or None.
         cause, remedy: a sentence each.
@@ -36,6 +37,7 @@ class Finding:
     committed_at: int | None = None
     invalid: str | None = None
     shows_at: str | None = None
+    committed_file: str | None = None
 
     @property
     def source(self) -> str:

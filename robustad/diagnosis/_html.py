@@ -10,7 +10,7 @@ from robustad.diagnosis._contribution import Contribution
 from robustad.diagnosis._error_map import error_map
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._html_style import PAGE, STYLE
-from robustad.diagnosis._marked_lines import MarkedLine, around, committed_file, marked_lines
+from robustad.diagnosis._marked_lines import MarkedLine, around, marked_lines
 from robustad.diagnosis._report import LeafSummary, Report
 
 OPEN, LEAVES, RANKED, NOTES, SOURCE = 30, 1000, 20, 50, 200
@@ -37,7 +37,7 @@ def fragment(report: Report) -> str:
 def _parts(report: Report) -> Iterator[str]:
     yield from _verdict(report)
     for number, finding in enumerate(report.findings, 1):
-        yield _card(finding, report.ranking, number)
+        yield _card(finding, number)
     lines = marked_lines(report)
     if lines:
         yield "<h2>Error along the program</h2>"
@@ -48,7 +48,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield from _source(lines)
     if report.notes:
         n = len(report.notes)
-        held = "".join(_card(note, report.ranking) for note in report.notes[:NOTES])
+        held = "".join(_card(note) for note in report.notes[:NOTES])
         yield f"<h2>Notes</h2><details><summary>{n} note{'s' * (n != 1)}</summary>{held}{_more(n - NOTES)}</details>"
 
 
@@ -67,13 +67,13 @@ def _verdict(report: Report) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------ findings
 
 
-def _card(finding: Finding, ranking: tuple[Contribution, ...], number: int | None = None) -> str:
+def _card(finding: Finding, number: int | None = None) -> str:
     where = f" {_place(finding)}" if finding.line > 0 else ""
     within = f" in {finding.function}" if finding.function else ""
     name = f"{number}. {finding.kind}" if number else finding.kind
     parts = [f"<h3>{_text(name)} <span class='dim'>{finding.phase}{_text(where + within)}</span></h3>"]
     parts.append(f"<p>{_text(finding.cause)}</p>")
-    there = committed_file(finding, ranking)
+    there = finding.committed_file or finding.file
     marks = {(finding.file, finding.line): "found"}
     if finding.committed_at is not None:
         marks[there, finding.committed_at] = "committed"

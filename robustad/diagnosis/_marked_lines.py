@@ -5,7 +5,6 @@ import linecache
 import os
 from collections.abc import Iterator
 
-from robustad.diagnosis._contribution import Contribution
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._report import Report
 
@@ -51,7 +50,7 @@ def marked_lines(report: Report) -> list[MarkedLine]:
             here.found.append(number)
             here.bits_lost = max(here.bits_lost, finding.bits_lost or 0.0)
         if finding.committed_at is not None:
-            at(committed_file(finding, report.ranking), finding.committed_at).committed.append(number)
+            at(finding.committed_file or finding.file, finding.committed_at).committed.append(number)
     for one in report.ranking:
         if one.line > 0:
             here = at(one.file, one.line)
@@ -61,14 +60,6 @@ def marked_lines(report: Report) -> list[MarkedLine]:
         if (place := _shown(finding, files)) is not None:
             at(*place).shown.append(number)
     return sorted(lines.values(), key=lambda one: (files[one.file], one.line))
-
-
-def committed_file(finding: Finding, ranking: tuple[Contribution, ...]) -> str:
-    """The file of `committed_at`: the finding's, unless the ranking knows that line in another file only."""
-    there = [one for one in ranking if one.line == finding.committed_at]
-    if not there or any(one.file == finding.file for one in there):
-        return finding.file
-    return max(there, key=lambda one: abs(one.share)).file
 
 
 def _shown(finding: Finding, files: dict[str, int]) -> tuple[str, int] | None:

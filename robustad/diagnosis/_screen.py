@@ -116,7 +116,9 @@ def _finding(number: str, finding: Finding, style: str) -> Iterator[Line]:
         yield Line(f"      {finding.source}", "bold")
     yield from _wrapped(finding.cause)
     if finding.committed_at is not None:
-        yield from _wrapped(f"most of the error was made at line {finding.committed_at}")
+        other = finding.committed_file not in (None, finding.file)
+        place = f"{os.path.basename(finding.committed_file or '')}:" if other else "line "
+        yield from _wrapped(f"most of the error was made at {place}{finding.committed_at}")
     if finding.reaches:
         names = ", ".join(finding.reaches[:6]) + (
             f" and {len(finding.reaches) - 6} more" if len(finding.reaches) > 6 else ""
