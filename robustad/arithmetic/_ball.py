@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from robustad import _jaxpr
+from robustad.arithmetic._edges import LARGEST, TINIEST
 
-TINIEST, LARGEST = float(np.finfo(np.float64).tiny), float(np.finfo(np.float64).max)
 ENOUGH = 60
 """Relative bits that make an element determined: more than float64 holds."""
 

@@ -34,6 +34,7 @@ from robustad import _jaxpr
 from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
+from robustad.arithmetic._edges import within_range
 from robustad.arithmetic._shadow import Shadow
 
 
@@ -190,6 +191,7 @@ def _identity(param: Any) -> Any:
 def _step(recipe: Recipe, operands: list[Origin], site: Array, precision: int) -> list[Origin]:
     """The outputs of one equation, with their tags."""
     working, highs = _shadow.shadowed(recipe.eqn, [v.shadow for v in operands])
+    highs = within_range(recipe.eqn, [v.high for v in operands], highs)
     return tagged(recipe, operands, [lifted(Shadow(w, h), precision) for w, h in zip(working, highs)], site)
 
 

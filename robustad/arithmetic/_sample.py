@@ -12,6 +12,7 @@ from jax import Array
 from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
+from robustad.arithmetic._edges import within_range
 from robustad.arithmetic._origin import LOSS, Origin, judged, lifted
 from robustad.arithmetic._shadow import Shadow
 
@@ -39,6 +40,7 @@ class SampleArithmetic(Arithmetic[Shadow]):
 
     def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
         working, highs = _shadow.shadowed(eqn, operands)
+        highs = within_range(eqn, [v.high for v in operands], highs)
         outs = [Shadow(w, h) for w, h in zip(working, highs)]
         if path not in self.watched:
             return outs, None

@@ -131,10 +131,13 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         bits_needed = None
         if exact is not None:
             highs = [np.asarray(out.high) for out in outputs]
-            bits_needed = exact.bits if exact.refutes(highs) or _in_float64(audited) else None
+            refuted = exact.refutes(highs)
             outputs = [o if t is None else Shadow(o.working, jnp.asarray(t)) for o, t in zip(outputs, exact.outputs)]
             known = [t is not None for t in exact.outputs]
             verdict = _verdict(audited, outputs, sizes, threshold, known)
+            # Where balls have grown too wide for what is wrong, float64's twins tell more.
+            if _in_float64(audited) or (refuted and all(known[k] for k, *_ in verdict.wrong)):
+                bits_needed = exact.bits
         other = divergence(audited, outputs, sizes, threshold)
         if other is not None and other.decides:
             outputs = [Shadow(o.working, jnp.asarray(x)) for o, x in zip(outputs, other.outputs)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._jaxpr import Location, Site
+from robustad.arithmetic._edges import LARGEST, TINIEST
 from robustad.arithmetic._origin import Event, Invalid
 from robustad.diagnosis._blame import Blamed
 
@@ -31,7 +32,7 @@ def sentences(
     info = jnp.finfo(next(_jaxpr.aval(v).dtype for v in b.site.equation.outvars if _jaxpr.is_inexact(v)))
     dtype = str(info.dtype)
     inputs = [tuple(float(x) for x in pair) for pair in b.sample["operands"] if np.isfinite(pair[0])]
-    shown = f"{_number(got)}, truly {_number(true)}"
+    shown = f"{_number(got)}, truly {_truly(true)}"
     step = f" at step {int(b.sample['iteration'])} of the loop" if int(b.sample["iteration"]) >= 0 else ""
     text = linecache.getline(where.file, where.line) if where else ""
     match kind:
@@ -94,7 +95,7 @@ def sentences(
             klass = "outside its domain" if outside or b.invalid is None else f"undefined ({INVALID[b.invalid]})"
             values = f" of {', '.join(_number(x) for x, _ in inputs)}" if inputs else ""
             return (
-                f"`{name}`{values} is {klass}{step}: it gives {_number(got)}, truly {_number(true)}.",
+                f"`{name}`{values} is {klass}{step}: it gives {_number(got)}, truly {_truly(true)}.",
                 "add jitter to the diagonal, or factor in float64."
                 if name in SOLVING
                 else "keep the argument inside the domain before the function, or mask the row out (double where).",
@@ -106,6 +107,12 @@ def sentences(
 
 def _number(x: float) -> str:
     return f"{x:.6g}"
+
+
+def _truly(x: float) -> str:
+    """A twin, which stays at the edges of its range."""
+    edge = {TINIEST: "less than ", LARGEST: "more than "}.get(abs(x), "")
+    return f"{edge if x > 0 or not edge else 'in magnitude ' + edge}{_number(abs(x) if edge else x)}"
 
 
 def _overflow_remedy(text: str, name: str, dtype: str) -> str:
