@@ -50,7 +50,10 @@ def test_tangents_that_are_right_are_ok():
 
 
 def test_the_direction_is_the_users():
-    f = lambda x: x * jnp.array([1.0, 10.0])  # noqa: E731
+
+    def f(x):
+        return x * jnp.array([1.0, 10.0])
+
     report = rad.audit(f, mode="jvp", tangents=jnp.array([0.0, 2.0]))(jnp.ones(2))
     np.testing.assert_array_equal(report.gradient, [0.0, 20.0])
 
@@ -82,6 +85,10 @@ def test_a_wrong_branch_is_found():
     assert finding.line == line(f, 2)
     assert finding.reaches == ("x",)
     np.testing.assert_allclose(report.reference, [1.6, 40.0], rtol=1e-6)
+    parts = [c for c in report.ranking if c.leaf == "x"]
+    assert (parts[0].primitive, parts[0].line) == ("gt", line(f, 2))
+    gap = np.linalg.norm(np.asarray(report.gradient, np.float64) - report.reference)
+    assert sum(c.error for c in parts) == pytest.approx(gap, rel=1e-3)
     assert rad.audit(f)(x, jnp.float32(1.0)).ok
 
 
@@ -113,6 +120,7 @@ def test_a_kink_that_rounding_crosses_is_no_finding():
     ("options", "message"),
     [
         ({"mode": "forward"}, "`mode` must be"),
+        ({"ranking": "all"}, "`ranking` must be True, False or None"),
         ({"order": 3}, "`order` must be"),
         ({"order": 2, "mode": "jvp"}, "audit `jax.grad"),
         ({"tangents": jnp.ones(3)}, "`tangents` belong to"),

@@ -95,9 +95,15 @@ X = np.linspace(0.3, 2.0, 5).astype(np.float32)
 @pytest.mark.parametrize("most", [2e6, 0.0], ids=["exact", "float64"])
 def test_wrong_rules_are_found(most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_point, "MOST", most)
-    right = lambda x, g: jnp.cos(x) * x + jnp.sin(x)  # noqa: E731
+
+    def right(x, g):
+        return jnp.cos(x) * x + jnp.sin(x)
+
     assert grad_check(with_vjp(right))(X).ok
-    one = lambda x, g: right(x, g).at[3].multiply(1.001)  # noqa: E731
+
+    def one(x, g):
+        return right(x, g).at[3].multiply(1.001)
+
     for wrong in (one, lambda x, g: -right(x, g), lambda x, g: right(x, g) + 1e-3):
         check = grad_check(with_vjp(wrong))(X)
         assert not check.ok and check.checks[0].reason == "rule"
@@ -230,7 +236,10 @@ def test_kinks_are_counted() -> None:
 
 def test_scales() -> None:
     """F13: the plain norm fails where its squares leave the range, the scaled one does not."""
-    plain = lambda x: jnp.sqrt(jnp.sum(x * x))  # noqa: E731
+
+    def plain(x):
+        return jnp.sqrt(jnp.sum(x * x))
+
     x, scales = jnp.asarray([3.0, 4.0]), (1e-20, 1.0, 1e20)
     check = grad_check(plain, scales=scales)(x)
     assert [all(leaf.ok for leaf in check.at(s)) for s in scales] == [False, True, False]
@@ -240,7 +249,10 @@ def test_scales() -> None:
 
 
 def test_second_order() -> None:
-    f = lambda x: jnp.sum(jax.nn.softplus(x))  # noqa: E731
+
+    def f(x):
+        return jnp.sum(jax.nn.softplus(x))
+
     with jax.enable_x64(True):
         x = jnp.asarray(37.43)
         check = grad_check(f, order=2)(x)
@@ -282,7 +294,10 @@ def test_the_users_x64_mode_is_left_alone() -> None:
 
 
 def test_without_an_exact_walk_the_reason_is_given() -> None:
-    f = lambda x: jnp.sum(jnp.linalg.eigvalsh(x @ x.T) ** 2)  # noqa: E731
+
+    def f(x):
+        return jnp.sum(jnp.linalg.eigvalsh(x @ x.T) ** 2)
+
     check = grad_check(f)(jnp.asarray([[1.0, 2.0], [0.5, 3.0]]))
     assert check.ok and check.reference == "float64" and "eigh" in check.notes[0]
 

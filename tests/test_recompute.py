@@ -51,7 +51,10 @@ def test_recomputation_keeps_the_accuracy(f: Callable[..., Any]) -> None:
 def test_checkpoints_are_taken_out() -> None:
     for f in (blocks(jax.checkpoint), scanned, nested):
         program, _ = _jaxpr.trace(f, W, X)
-        bare = lambda *xs: _recompute_check._without_recomputation(program, xs)[0]  # noqa: E731, B023
+
+        def bare(*xs):
+            return _recompute_check._without_recomputation(program, xs)[0]  # noqa: B023
+
         gradient, _ = _jaxpr.trace(jax.grad(bare), W, X)
         assert not any(_recompute_check._recomputes(site.equation) for site in _jaxpr.sites(gradient))
         np.testing.assert_allclose(jax.jit(jax.grad(bare))(W, X), jax.jit(jax.grad(f))(W, X), rtol=1e-5, atol=1e-6)

@@ -58,14 +58,20 @@ def test_functions_without_a_second_derivative() -> None:
 
 
 def test_kinks_and_nonfinite_gradients() -> None:
-    kinked = lambda x: jnp.sum(jax.nn.relu(x) ** 2 + jax.nn.relu(x)) + jnp.max(x) ** 2  # noqa: E731
+
+    def kinked(x):
+        return jnp.sum(jax.nn.relu(x) ** 2 + jax.nn.relu(x)) + jnp.max(x) ** 2
+
     assert taylor_test(kinked)(jnp.asarray([0.0, 1.0, 1.0])).ok
     infinite = taylor_test(jnp.linalg.norm)(jnp.zeros(2))
     assert not infinite.ok and np.isnan(infinite.slopes[0]) and "unknown" in str(infinite)
 
 
 def test_several_arguments() -> None:
-    loss = lambda p, x: (jnp.sum(jnp.tanh(p["w"] * x) ** 2), "aux")  # noqa: E731
+
+    def loss(p, x):
+        return (jnp.sum(jnp.tanh(p["w"] * x) ** 2), "aux")
+
     assert taylor_test(loss, argnums=(0, 1), has_aux=True, key=jax.random.key(3))({"w": X}, X + 1).ok
 
 
@@ -96,7 +102,10 @@ def test_a_wrong_backward_rule_is_found_without_a_forward_mode(most: float, monk
     assert right.ok and not wrong.ok, (right, wrong)
     assert right.tangents == ("exact" if most else "float64") and "no forward mode" in str(wrong)
     assert (wrong.error > 100 * wrong.bound).any() and wrong.scalars()["error_over_bound"] > 100
-    complex_outputs = lambda x: scaled_vjp(1.0)(x) * (1 + 2j)  # noqa: E731
+
+    def complex_outputs(x):
+        return scaled_vjp(1.0)(x) * (1 + 2j)
+
     assert adjoint_test(complex_outputs)(X).ok
     assert not adjoint_test(lambda x: scaled_vjp(1.01)(x) * (1 + 2j))(X).ok
 

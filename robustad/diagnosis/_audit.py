@@ -18,9 +18,8 @@ from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost, wide
 from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._blame import blame
 from robustad.diagnosis._contribution import contributions
-from robustad.diagnosis._divergence import divergence, divergences
+from robustad.diagnosis._divergence import divergence, divergences, with_decision
 from robustad.diagnosis._first_pass import shadow_program
-from robustad.diagnosis._leaves import Leaf
 from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._ranking import MOST_RANKED, rank
@@ -138,7 +137,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
             # Where balls have grown too wide for what is wrong, float64's twins tell more.
             if _in_float64(audited) or (refuted and all(known[k] for k, *_ in verdict.wrong)):
                 bits_needed = exact.bits
-        other = divergence(audited, outputs, sizes, threshold)
+        other, followed = divergence(audited, outputs, sizes, threshold), outputs
         if other is not None and other.decides:
             outputs = [Shadow(o.working, jnp.asarray(x)) for o, x in zip(outputs, other.outputs)]
             verdict = _verdict(audited, outputs, sizes, threshold)
@@ -148,7 +147,10 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(audited.names, leaves)}
         reader, found, notes, ranked = Reader(audited), [], [], {}
         if bits_needed is None and (bool(wrong) if ranking is None else ranking):
-            ranked = rank(audited, _rankable(verdict, nonfinite, bits))
+            wanted = _rankable(verdict, nonfinite, bits)
+            ranked = rank(audited, wanted)
+            if other is not None and other.decides:
+                ranked = with_decision(ranked, {name: k for k, name, _ in wanted}, other, followed)
         if other is not None:
             most = max((bits[name] or 0.0 for name in names), default=None)
             first, *rest = divergences(reader, other, sorted(names), most)
@@ -212,7 +214,7 @@ def _verdict(
         dataclasses.replace(known, precision=known.precision or (53 if good else None))
         for known, good in zip(audited.outputs, exact or [False] * len(outputs))
     ]
-    leaves = [accuracy(g.working, g.high, known, _terms(known, sizes)) for g, known in zip(gradients, in_leaves)]
+    leaves = [accuracy(g.working, g.high, known, known.terms_size(sizes)) for g, known in zip(gradients, in_leaves)]
     reference, value_bits = _value(value, in_value.precision)
     wrong = _wrong(audited.names, value, leaves, threshold)
     names = {name for _, name, *_ in wrong}
@@ -245,15 +247,6 @@ def _rankable(
     known = {name: lost for name, lost in bits.items() if lost is not None and name not in nonfinite}
     finite = [(k, name, failing) for k, name, _, failing in verdict.wrong or every if name in known]
     return sorted(finite, key=lambda one: -known[one[1]])[:MOST_RANKED]
-
-
-def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
-    """The size of what a leaf's last reductions add up: one number, or one a slice."""
-    total = np.zeros(())
-    for term in known.terms:
-        size = np.asarray(sizes[term.path])
-        total = total + (size if size.shape in ((), (known.slices,)) else size.sum())
-    return total
 
 
 def _value(value: Shadow, precision: int | None) -> tuple[Any, float | None]:

@@ -10,9 +10,10 @@ import numpy as np
 from robustad._jaxpr import Path, Site
 from robustad.arithmetic._free import FreeArithmetic
 from robustad.arithmetic._shadow import Shadow
-from robustad.diagnosis._accuracy import bits_lost, wide
+from robustad.diagnosis._accuracy import bits_lost, norm, wide
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._program import Audited
+from robustad.diagnosis._ranking import Ranked
 from robustad.diagnosis._reader import Reader
 
 log = logging.getLogger("robustad")
@@ -49,6 +50,31 @@ def divergence(
     if len(lost) < len(free) or not any(lost):
         return None
     return Divergence(free, sites, lost[0])
+
+
+def with_decision(
+    ranked: Mapping[str, Ranked], numbers: Mapping[str, int], found: Divergence, followed: Sequence[Shadow]
+) -> dict[str, Ranked]:
+    """What the wrong decision contributes to errors of outputs, beside the errors of the branch that was taken.
+
+    ranked: what makes the outputs differ from `followed`, their twins along the program's own decisions. numbers: of the
+    outputs, by name. The first wrong decision stands for all.
+    """
+    first = found.sites[0][0].path
+    made = dict(ranked)
+    for name, k in numbers.items():
+        out, x = followed[k], found.outputs[k]
+        working = _wide(out.working)
+        error, along = (working - x).ravel(), (working - _wide(out.high)).ravel()
+        size, rounding = norm(error), norm(along)
+        if not (np.isfinite(size) and np.isfinite(rounding) and size > 0):
+            continue
+        rest = float(np.vdot(error / size, along / size).real)
+        own = ranked.get(name, Ranked(rounding, {}, 0.0))
+        shares = {path: share * rest for path, share in own.shares.items()}
+        shares[first] = shares.get(first, 0.0) + 1 - rest
+        made[name] = Ranked(size, shares, own.condition * rounding / size)
+    return made
 
 
 def _wide(x: object) -> np.ndarray:

@@ -1,9 +1,11 @@
 """What the program alone tells of each gradient leaf: its precision, its slices, its last reductions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from robustad import _jaxpr
 from robustad._flow import Edge, Flow, Node
@@ -39,6 +41,11 @@ class Leaf:
     precision: int | None
     slices: int | None
     terms: tuple[Terms, ...]
+
+    def terms_size(self, records: Mapping[Path, Any]) -> np.ndarray:
+        """The size of what the leaf's last reductions add up, by the first pass: one number, or one a slice."""
+        sizes = [np.asarray(records[term.path]) for term in self.terms]
+        return sum((x if x.shape in ((), (self.slices,)) else x.sum() for x in sizes), np.zeros(()))
 
 
 def precision_of(dtype: object) -> int:

@@ -14,7 +14,6 @@ from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._float64_slopes import Float64Slopes
-from robustad.diagnosis._leaves import Leaf
 from robustad.diagnosis._program import Audited
 from robustad.diagnosis._slopes import ExactSlopes
 
@@ -75,16 +74,15 @@ def point(audited: Audited) -> Point:
         without_rounding = np.asarray(twin.high) if found is None else found
         gradients.append(
             Gradient(
-                working, without_rounding, found is not None, _terms(known, sizes), known.precision or 53, known.slices
+                working,
+                without_rounding,
+                found is not None,
+                known.terms_size(sizes),
+                known.precision or 53,
+                known.slices,
             )
         )
     return Point(audited, gradients, slopes, float(value.working), reference, notes)
-
-
-def _terms(known: Leaf, sizes: dict[_jaxpr.Path, jax.Array]) -> np.ndarray:
-    """The size of what a leaf's last reductions add up: one number, or one a slice."""
-    found = [np.asarray(sizes[term.path]) for term in known.terms]
-    return sum((x if x.shape in ((), (known.slices,)) else x.sum() for x in found), np.zeros(()))
 
 
 def slopes_of(program: _jaxpr.Body, operands: Sequence[Any]) -> tuple[ExactSlopes | Float64Slopes, tuple[str, ...]]:
