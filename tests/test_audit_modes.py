@@ -8,10 +8,7 @@ from jax import lax
 
 import robustad as rad
 from robustad.diagnosis import AuditError
-
-
-def line(f, offset):
-    return f.__code__.co_firstlineno + offset
+from tests._lines import line
 
 
 def close_roots(x):

@@ -88,7 +88,10 @@ def test_fourier_transforms() -> None:
 
 
 def test_casts_and_reduced_precision_do_not_round() -> None:
-    f = lambda x: lax.reduce_precision(x.astype(jnp.bfloat16).astype(jnp.float32), 8, 7) + jnp.int32(2)  # noqa: E731
+
+    def f(x):
+        return lax.reduce_precision(x.astype(jnp.bfloat16).astype(jnp.float32), 8, 7) + jnp.int32(2)
+
     (out,) = walked(f, jnp.float32(1.234567))
     assert out.value == float(np.float32(1.234567)) + 2 and float(out.working) != out.value
 
@@ -165,13 +168,19 @@ def value_or_nan(f: Any, *args: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("power", [-3, -2, 0, 2, 3])
 def test_special_values_of_integer_powers(power: int) -> None:
-    f = lambda x: lax.integer_pow(x, power)  # noqa: E731
+
+    def f(x):
+        return lax.integer_pow(x, power)
+
     np.testing.assert_allclose(value_or_nan(f, SPECIAL), np.asarray(f(SPECIAL), np.float64), rtol=1e-6)
 
 
 def test_masks_of_infinities() -> None:
     scores, mask = both(100.0, 200.0, 50.0), jnp.asarray([True, False, True])
-    f = lambda s: jax.nn.softmax(jnp.where(mask, s, -jnp.inf))  # noqa: E731
+
+    def f(s):
+        return jax.nn.softmax(jnp.where(mask, s, -jnp.inf))
+
     (out,) = walked(f, scores)
     small = float(1 / (1 + mpmath.exp(50)))
     np.testing.assert_allclose(out.value, [1 - small, 0.0, small], rtol=1e-15)

@@ -8,10 +8,7 @@ import pytest
 
 import robustad as rad
 from robustad.diagnosis import _truth
-
-
-def line(f, offset):
-    return f.__code__.co_firstlineno + offset
+from tests._lines import line
 
 
 def flat_cosine(x):
