@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from robustad._interpret import Arithmetic
 from robustad._jaxpr import Equation, Path
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._edges import within_range
 from robustad.arithmetic._origin import LOSS, Origin, judged, lifted
-from robustad.arithmetic._shadow import Shadow
+from robustad.arithmetic._shadow import Shadow, Shadowed
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleArithmetic(Arithmetic[Shadow]):
+class SampleArithmetic(Shadowed):
     """The shadow walk that looks at some equations: the worst element of each (path, event) in `events`, and whether those
     in `suspects` make a non-finite value of finite ones."""
 
@@ -31,12 +30,6 @@ class SampleArithmetic(Arithmetic[Shadow]):
     @property
     def watched(self) -> frozenset[Path]:
         return self.suspects | {path for path, _ in self.events}
-
-    def lift(self, x: Any) -> Shadow:
-        return _shadow.lift(x)
-
-    def plain(self, value: Shadow) -> Array:
-        return value.working
 
     def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
         working, highs = _shadow.shadowed(eqn, operands)

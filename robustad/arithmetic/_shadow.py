@@ -310,8 +310,18 @@ def is_lost(eqn: Equation) -> bool:
     return passes and eqn.primitive.name not in RULES
 
 
+class Shadowed(Arithmetic[Shadow]):
+    """What shadow walks have in common."""
+
+    def lift(self, x: Any) -> Shadow:
+        return lift(x)
+
+    def plain(self, value: Shadow) -> Array:
+        return value.working
+
+
 @dataclasses.dataclass(frozen=True)
-class ShadowArithmetic(Arithmetic[Shadow]):
+class ShadowArithmetic(Shadowed):
     """The plain shadow walk. It watches the equations whose terms' size is asked for (see `terms_size`), and counts how
     often the twins would decide otherwise than the working values in `decisions`."""
 
@@ -325,12 +335,6 @@ class ShadowArithmetic(Arithmetic[Shadow]):
     @property
     def watched(self) -> frozenset[Path]:
         return self.terms | self.decisions
-
-    def lift(self, x: Any) -> Shadow:
-        return lift(x)
-
-    def plain(self, value: Shadow) -> Array:
-        return value.working
 
     def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
         working, highs = shadowed(eqn, operands)

@@ -14,10 +14,10 @@ from jax import Array
 
 from robustad import _jaxpr
 from robustad._flow import Edge, Flow, Node
-from robustad._interpret import Arithmetic, interpret
+from robustad._interpret import interpret
 from robustad._jaxpr import Body, Equation, Path, Site
 from robustad.arithmetic import _shadow
-from robustad.arithmetic._shadow import Shadow
+from robustad.arithmetic._shadow import Shadow, Shadowed
 from robustad.diagnosis import _margin_records, _predicates
 from robustad.diagnosis._arguments import take_apart
 from robustad.diagnosis._margin_report import BranchMargin, BranchMargins, Sample
@@ -101,7 +101,7 @@ def _run(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchMargins
 
 
 @dataclasses.dataclass(frozen=True)
-class MarginArithmetic(Arithmetic[Shadow]):
+class MarginArithmetic(Shadowed):
     """The shadow walk that looks at decisions: at those of the equations in `sites`."""
 
     sites: dict[Path, Site]
@@ -109,12 +109,6 @@ class MarginArithmetic(Arithmetic[Shadow]):
     @property
     def watched(self) -> frozenset[Path]:
         return frozenset(self.sites)
-
-    def lift(self, x: Any) -> Shadow:
-        return _shadow.lift(x)
-
-    def plain(self, value: Shadow) -> Array:
-        return value.working
 
     def equation(self, eqn: Equation, operands: Sequence[Shadow], path: Path) -> tuple[list[Shadow], Any]:
         working, highs = _shadow.shadowed(eqn, operands)
