@@ -1,12 +1,13 @@
 """What an audit finds in the zoo of models, beside what jax_debug_nans and checkify's float checks raise.
 
-    python experiments/benchmarks/zoo.py
+    python experiments/benchmarks/zoo.py --json zoo.json
 
 A fault is found where something is said of it; it is named where the one finding has its line and its kind. On a healthy
 model everything that is said is a false alarm.
 """
 
 import argparse
+import json
 import sys
 import time
 import warnings
@@ -63,11 +64,14 @@ def named(fault: Fault, report: rad.diagnosis.Report) -> bool:
 
 
 def predicted(report: rad.diagnosis.Report) -> float | None:
-    """What the listed contributions to the worst finite leaf add up to, over its measured error."""
+    """What the listed contributions to the worst finite leaf add up to, over its measured error.
+
+    0 where nothing is listed though every leaf is finite; None where there is no such leaf.
+    """
     leaves = {leaf.name: leaf for leaf in report.leaves if leaf.bits_lost is not None and not leaf.nonfinite}
     ranked = [c for c in report.ranking if c.leaf in leaves]
     if not ranked:
-        return None
+        return None if any(leaf.nonfinite for leaf in report.leaves) else 0.0
     worst = ranked[0].leaf
     k = [leaf.name for leaf in report.leaves].index(worst)
     gradient, reference = (
@@ -80,11 +84,14 @@ def predicted(report: rad.diagnosis.Report) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="models whose name holds this")
-    only = parser.parse_args().only
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
+    options = parser.parse_args()
+    only = options.only
     warnings.simplefilter("ignore")
     said = {"robustad": [0, 0], "debug_nans": [0, 0], "checkify": [0, 0]}
     right, seconds = 0, 0.0
     ratios: list[float] = []
+    rows: list[dict[str, Any]] = []
     faults = [f for f in FAULTS if only in f.name]
     healthy = [h for h in HEALTHY if only in h.name]
     entries: list[Fault | Healthy] = [*faults, *healthy]
@@ -93,11 +100,15 @@ def main() -> None:
         started = time.perf_counter()
         loss, args = entry.make()
         report = rad.audit(loss)(*args)
-        seconds += time.perf_counter() - started
+        taken = time.perf_counter() - started
+        seconds += taken
+        row: dict[str, Any] = {"name": entry.name, "healthy": is_healthy, "ok": report.ok, "seconds": round(taken, 1)}
+        rows.append(row)
         if isinstance(entry, Fault):
             right += named(entry, report)
             if (ratio := predicted(report)) is not None:
                 ratios.append(ratio)
+            row |= {"model": entry.model, "named": named(entry, report), "predicted": ratio}
             if not named(entry, report):
                 print(f"not named: {entry.name}: {[(f.kind, f.line) for f in report.findings]}")
         said["robustad"][is_healthy] += not report.ok
@@ -115,6 +126,11 @@ def main() -> None:
     print(
         f"line and kind right: {right / max(len(faults), 1):.0%} (bar: 95%); false alarms: {said['robustad'][1]} (bar: 0)"
     )
+    if options.json:
+        setting = {"jax": jax.__version__, "backend": jax.default_backend()}
+        rivals = {name: {"found": found, "false_alarms": false} for name, (found, false) in said.items()}
+        found = {"faults": len(faults), "named": right, "predicted_within_3x": [within, len(ratios)]}
+        options.json.write_text(json.dumps({**setting, **found, "contenders": rivals, "models": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
