@@ -73,7 +73,7 @@ class CotangentRecord:
     def norm(self) -> Array:
         r"""\(\sqrt{\sum |c|^2}\) over the finite entries c; no square of it overflows or underflows."""
         small, medium, large = (self._field(name) for name in ("small", "medium", "large"))
-        up, down = _scales(self.sums.dtype)
+        up, down = scales(self.sums.dtype)
         lower = jnp.where(medium > 0, jnp.sqrt(medium + small / up / up), jnp.sqrt(small) / up)
         return jnp.where(large > 0, jnp.sqrt(large + medium * down * down) / down, lower)
 
@@ -122,7 +122,7 @@ def record(x: Array, axes: int, dtype: jax.typing.DTypeLike) -> Array:
     x = jnp.where(finite, x, 0)
     peak = jnp.max(x, -1, initial=0)
     # Exact powers of two bring the largest entry near 1; what then underflows is of no weight beside it.
-    up, down = _scales(x.dtype)
+    up, down = scales(x.dtype)
     high, low = peak > 2.0 ** (math.log2(up) / 2), peak < 2.0 ** (-math.log2(up) / 2)
     scale = jnp.where(high, down, jnp.where(low, up, 1)).astype(x.dtype)
     scaled = x * scale[..., None]
@@ -149,7 +149,7 @@ def _count(mask: Array) -> Array:
     return jnp.sum(mask, -1, dtype=jnp.int32)
 
 
-def _scales(dtype: jax.typing.DTypeLike) -> tuple[float, float]:
+def scales(dtype: jax.typing.DTypeLike) -> tuple[float, float]:
     """The powers of two by which small and large arrays are scaled before squaring.
 
     After Blue, A portable Fortran program to find the Euclidean norm of a vector (ACM TOMS 4, 1978), but one scale an array:
