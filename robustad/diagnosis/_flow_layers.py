@@ -90,19 +90,18 @@ def planned(program: Body, layers: Sequence[int]) -> Plan:
     for use in walk.uses:
         last[layers[use.leaf]] = use.leaf
     stages: list[Stage] = []
-    of_use: dict[int, Stage] = {}
-    first: dict[int, Stage] = {}
+    outputs: dict[int, list[tuple[int, Stage]]] = {}
     for k, use in enumerate(walk.uses):
         layer = layers[use.leaf]
         if last[layer] != use.leaf:
             continue
         sliced = tuple(loop for loop in use.loops if loop.path in use.sliced)
-        of_use[k] = Stage(use.path, layer, use.loops, sliced, use.dtype, use.location)
-        first.setdefault(layer, of_use[k])
-        stages.append(of_use[k])
+        stages.append(Stage(use.path, layer, use.loops, sliced, use.dtype, use.location))
+        outputs.setdefault(layer, []).append((k, stages[-1]))
     for activation, use in walk.activations:
         layer = layers[walk.uses[use].leaf]
-        owner = of_use.get(use, first[layer])
+        # Inside a layer, before its output, or behind that.
+        owner = next((stage for k, stage in outputs[layer] if k >= use), outputs[layer][-1][1])
         stages.append(dataclasses.replace(activation, layer=layer, owner=owner))
     axes = [max((len(u.sliced) for u in walk.uses if u.leaf == leaf), default=0) for leaf in range(len(layers))]
     return Plan(tuple(stages), tuple(axes))
@@ -173,7 +172,7 @@ class _Walk:
         if not merged.leaves:
             kind = _activations.kind(eqn)
             if kind and merged.use >= 0:
-                found = Stage(path, -1, loops, (), floating[0].aval.dtype, location, kind)
+                found = Stage(path, -1, loops, (), _jaxpr.aval(floating[0]).dtype, location, kind)
                 self.activations.append((found, merged.use))
             return merged
         if not data and (not self.alone or eqn.primitive.name in _RESHAPING):
@@ -182,7 +181,7 @@ class _Walk:
             return None if all(_size(v) == 1 for v in eqn.outvars) and of > 1 else merged
         for leaf in sorted(merged.leaves):
             sliced = frozenset().union(*(t.sliced for t in ins if t is not None and leaf in t.leaves))
-            self.uses.append(_Use(leaf, path, loops, sliced, floating[0].aval.dtype, location))
+            self.uses.append(_Use(leaf, path, loops, sliced, _jaxpr.aval(floating[0]).dtype, location))
         return _Tag(use=len(self.uses) - 1)
 
 

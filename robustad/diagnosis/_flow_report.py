@@ -76,12 +76,14 @@ class LayerFlow:
 
     @property
     def factor(self) -> float:
-        """What the norm is multiplied by from a step to the one before, by least squares on logarithms; NaN without steps."""
+        """What the norm is multiplied by from a step to the one before, fitted like that of all layers."""
         return fitted(self.steps)
 
     def underflow_steps(self, dtype: Any) -> float:
-        """After how many steps back the cotangent's rms falls below the smallest normal number of a dtype, going on like this;
-        inf where it does not fall."""
+        """After how many steps back the cotangent's rms falls below a dtype's smallest normal number, going on like this.
+
+        It is inf where it does not fall, NaN where there are no steps.
+        """
         last = next((s for s in reversed(self.steps) if s > 0), math.nan)
         entries = (self.cotangent_norm / self.cotangent_rms) ** 2 if self.cotangent_rms > 0 else math.nan
         return _depth(last / math.sqrt(entries / max(len(self.steps), 1)), self.factor, dtype)
@@ -127,8 +129,10 @@ class GradientFlow:
 
     @property
     def factor(self) -> float:
-        """What the cotangent's norm is multiplied by from a layer to the one before it in the program, fitted to all layers that
-        have one by least squares on logarithms. NaN where fewer than two have."""
+        """What the cotangent's norm is multiplied by from a layer to the one before it in the program.
+
+        Fitted to all of them by least squares on logarithms; NaN where fewer than two have a norm.
+        """
         return fitted([layer.cotangent_norm for layer in self.layers])
 
     @property
@@ -169,7 +173,7 @@ class GradientFlow:
 
 
 def fitted(norms: Sequence[float]) -> float:
-    """The factor between neighbours, from the last to the first, of the geometric series nearest to the norms other than 0."""
+    """The factor, from the last to the first, of the geometric series that is nearest to the norms other than 0."""
     known = [(k, math.log(x)) for k, x in enumerate(norms) if 0 < x < math.inf]
     if len(known) < 2:
         return math.nan

@@ -42,7 +42,9 @@ class Summary:
 
 def summary(records: Sequence[np.ndarray]) -> Summary:
     """The `Summary` of records, each of shape (..., fields)."""
-    flat = [dict(zip(FIELDS, np.asarray(r, np.float64).reshape(-1, len(FIELDS)).T)) for r in records]
+    flat: list[dict[str, np.ndarray]] = [
+        dict(zip(FIELDS, np.asarray(r, np.float64).reshape(-1, len(FIELDS)).T)) for r in records
+    ]
     totals = {name: sum(float(r[name].sum()) for r in flat) for name in FIELDS}
     norms = [float(x) for r, sums in zip(records, flat) for x in _norms(sums, r.dtype)]
     peaks = [

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from robustad.diagnosis._flow_report import GradientFlow, LayerFlow
 
+_X = TypeVar("_X")
 _ROWS, _STEPS = 24, 6
 _HEAD = ("cotangent", "rms", "zero", "gradient", "/param", "largest", "flat")
 
@@ -26,19 +27,19 @@ def lines(flow: GradientFlow) -> Iterator[str]:
         for i, step in thinned(layer.steps, _STEPS):
             yield f"  ... {i} more" if step is None else f"  {f'step {i}':<24}{_number(step)}"
     if math.isfinite(flow.factor):
-        yield f"from a layer to the one before, the norm is multiplied by {flow.factor:.3g}; first over last: {flow.ratio:.3g}"
+        yield f"from a layer to the one before, the norm is multiplied by {flow.factor:.3g}; first to last: {flow.ratio:.3g}"
         yield _ends("layers", flow)
     for layer in flow.layers:
         if layer.steps and math.isfinite(layer.factor):
             yield f"{layer.name}: from a step to the one before, the norm is multiplied by {layer.factor:.3g}"
     if worst := flow.worst:
         where = f" ({worst.file.rpartition('/')[2]}:{worst.line})" if worst.line else ""
-        yield textwrap.fill(f"{worst.verdict} at {worst.name}{where}: {worst.reason}", 120, subsequent_indent="  ")
+        yield textwrap.fill(f"{worst.verdict} at `{worst.name}`{where}: {worst.reason}", 120, subsequent_indent="  ")
         if others := [x.name for x in flow.layers if not x.ok and x is not worst]:
             yield textwrap.shorten(f"also: {', '.join(others)}", 120, placeholder=" ...")
 
 
-def thinned(xs: Sequence[object], most: int, keep: Sequence[bool] | None = None) -> Iterator[tuple[int, object]]:
+def thinned(xs: Sequence[_X], most: int, keep: Sequence[bool] | None = None) -> Iterator[tuple[int, _X | None]]:
     """At most about `most` of the things with their numbers, evenly; (how many, None) for those left out."""
     n = len(xs)
     chosen = set(range(n)) if n <= most else {round(i * (n - 1) / (most - 1)) for i in range(most)}
@@ -46,7 +47,9 @@ def thinned(xs: Sequence[object], most: int, keep: Sequence[bool] | None = None)
         chosen |= {k for k in range(n) if keep[k] and not (k and keep[k - 1])}
     before = -1
     for k in sorted(chosen):
-        if k - before > 1:
+        if k - before == 2:
+            yield k - 1, xs[k - 1]
+        elif k - before > 2:
             yield k - before - 1, None
         yield k, xs[k]
         before = k

@@ -34,16 +34,13 @@ def judged(layers: Sequence[LayerFlow]) -> tuple[LayerFlow, ...]:
 
 def _judge(layer: LayerFlow, after: LayerFlow | None, last: LayerFlow | None) -> tuple[str, str]:
     if layer.nonfinite:
-        return (
-            "non-finite",
-            f"{layer.nonfinite} entries are inf or nan; robustad.audit names the statement that made them.",
-        )
+        return "non-finite", _nonfinite(layer, after)
     if not layer.cotangents and layer.gradient_norm == 0:
         return "no gradient", ""
     if layer.dead >= 0.9:
         return "dead", (
-            f"{layer.dead:.0%} of the units behind it are 0 for every example; lower the learning rate, check the bias and the "
-            "scale of the initial weights, or use a leaky nonlinearity."
+            f"{layer.dead:.0%} of the units behind it are 0 for every example; lower the learning rate, check the bias and "
+            "the scale of the initial weights, or use a leaky nonlinearity."
         )
     if layer.saturated >= 0.9:
         return "saturated", _saturated(layer)
@@ -61,15 +58,15 @@ def _zero(layer: LayerFlow, after: LayerFlow | None) -> tuple[str, str]:
     if after is None:
         return "no gradient", ""
     if after.verdict == "dead":
-        return "dead", f"nothing comes back through {after.name}, which is dead."
+        return "dead", f"nothing comes back through `{after.name}`, which is dead."
     if after.verdict == "saturated" or layer.saturated >= 0.5:
         where = layer if layer.saturated >= 0.5 else after
-        return "saturated", f"nothing comes back through {where.name}. {_saturated(where)}"
+        return "saturated", f"nothing comes back through `{where.name}`. {_saturated(where)}"
     if after.cotangent_norm == 0 and after.verdict != "no gradient":
-        return after.verdict, f"nothing comes back through {after.name}."
+        return after.verdict, f"nothing comes back through `{after.name}`."
     if after.verdict == "vanishing" or _near_zero(after.cotangent_largest, layer.dtype):
         return "vanishing", (
-            f"the cotangent has underflowed to 0 in {layer.dtype} behind it: at {after.name} its largest entry was "
+            f"the cotangent has underflowed to 0 in {layer.dtype} behind it: at `{after.name}` its largest entry was "
             f"{after.cotangent_largest:.2g}; {_UNDERFLOW}."
         )
     return "no gradient", ""
@@ -78,8 +75,8 @@ def _zero(layer: LayerFlow, after: LayerFlow | None) -> tuple[str, str]:
 def _far(layer: LayerFlow, last: LayerFlow | None) -> tuple[str, str]:
     known = [s for s in layer.steps if s > 0]
     if len(known) > 1:
-        change = layer.steps[0] / known[-1]
-        over = f"the cotangent's norm is {change:.2g} times that of the last step at the first of {len(layer.steps)}"
+        change = known[0] / known[-1]
+        over = f"through its {len(layer.steps)} steps the cotangent's norm becomes {change:.2g} times what it was"
         if change < 1 / FAR:
             return "vanishing", f"{over}; {_TIME}."
         if change > FAR:
@@ -87,7 +84,7 @@ def _far(layer: LayerFlow, last: LayerFlow | None) -> tuple[str, str]:
     if last is None or not layer.cotangent_norm:
         return "healthy", ""
     change = layer.cotangent_norm / last.cotangent_norm
-    over = f"the cotangent's norm is {change:.2g} times that at {last.name}"
+    over = f"the cotangent's norm is {change:.2g} times that at `{last.name}`"
     if change < 1 / FAR:
         if layer.saturated >= 0.5:
             return "saturated", f"{over}. {_saturated(layer)}"
@@ -95,6 +92,16 @@ def _far(layer: LayerFlow, last: LayerFlow | None) -> tuple[str, str]:
     if change > FAR:
         return "exploding", f"{over}; scale the initial weights down, add normalization, or clip by the global norm."
     return "healthy", ""
+
+
+def _nonfinite(layer: LayerFlow, after: LayerFlow | None) -> str:
+    said = f"{layer.nonfinite} entries are inf or nan"
+    norms = [s for s in layer.steps if 0 < s < math.inf] or [1.0]
+    if (after is not None and after.verdict == "exploding") or max(norms) > FAR * min(norms):
+        return (
+            f"{said}: the gradient explodes before it gets there; scale the initial weights down, or add normalization."
+        )
+    return f"{said}; robustad.audit names the statement that made them."
 
 
 def _saturated(layer: LayerFlow) -> str:

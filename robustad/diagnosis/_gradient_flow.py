@@ -27,12 +27,12 @@ def gradient_flow(
 ) -> Callable[..., GradientFlow]:
     r"""Do the gradients of `f` vanish or explode on their way back through its layers, and where?
 
-    A layer is the parameter leaves of one module path (`params["dense_3"]["w"]` belongs to `dense_3`; a bare array is a layer
-    by itself), where the program uses it last: its output. A `tap` there records the cotangent that comes back; `f` is not
+    A layer is the parameter leaves of one module path: `params["dense_3"]["w"]` belongs to `dense_3`, a bare array is one by
+    itself. Its output is where the program uses it last; a `tap` there records the cotangent that comes back. `f` is not
     changed. Where a `lax.scan` runs over stacked leaves each slice is a layer (`blocks[7]`); where it uses the same leaves
     each time the layer has steps, with a norm each. A layer used several times is several: `embed`, `embed (use 2)`.
 
-    Layers are listed in the order of the program, so that the gradient flows from the last to the first; `factor` is what its
+    Layers are listed in the order of the program, so the gradient flows from the last to the first; `factor` is what its
     norm is multiplied by from one to the one before, fitted to all of them by least squares on logarithms. Verdicts:
 
     - "non-finite": the cotangent at the layer, or the gradient of its parameters, has inf or NaN
@@ -41,7 +41,7 @@ def gradient_flow(
     - "dead": nine tenths of the units behind the layer are 0 for all examples (relu), or nothing comes back through those
     - "saturated": nine tenths of the entries of the nonlinearity behind it (tanh, logistic, erf) are where its derivative is
       below 1 % of its largest; half, where the gradient vanishes too
-    - "no gradient": the value does not depend on the layer as differentiated (`stop_gradient`, a branch not taken, factors 0)
+    - "no gradient": the value has no derivative in the layer (`stop_gradient`, a branch not taken, a factor 0)
     - "healthy"
 
     The last two are no faults: `ok`. All of it is about one call with one batch: look again during training.
@@ -101,8 +101,8 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
         found = compiled(taken.leaves, taken.others, constants, blank(plan.stages))
     except (TypeError, ValueError, NotImplementedError) as error:  # what JAX raises where there is no derivative
         raise AuditError(
-            f"`{name}` has no gradient that JAX can make: {str(error).strip()[:1500]}\nMake `jax.grad` of it work first. Most "
-            "likely (a) a while loop: use lax.scan, or lax.fori_loop of a static length; (b) a callback."
+            f"`{name}` has no gradient that JAX can make: {str(error).strip()[:1500]}\nMake `jax.grad` of it work first. "
+            "Most likely (a) a while loop: use lax.scan, or lax.fori_loop of a static length; (b) a callback."
         ) from error
     measured: Measured = jax.device_get(found)
     layers = judged(rows(plan, titles, taken.names, modules, measured))

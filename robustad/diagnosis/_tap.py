@@ -88,7 +88,7 @@ def _tangent(operands: Any, steps: Any) -> Any:
     x, sums = operands
     out = _primitive.bind(x, sums)
     if all(type(step) is ad.Zero for step in steps):
-        return out, ad.Zero.from_primal_value(out)
+        return out, ad.Zero(jax.typeof(out))
     return out, _primitive.bind(*(ad.instantiate_zeros(step) for step in steps))
 
 
