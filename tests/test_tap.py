@@ -12,10 +12,10 @@ from robustad.diagnosis import CotangentRecord, tap
 ZERO = CotangentRecord.zeros()
 
 
+@jax.jit
 def pulled(cotangent, record=ZERO):
     """The record of a cotangent."""
-    x = jnp.zeros(cotangent.shape, cotangent.dtype)
-    return jax.jit(lambda x, r, c: jax.vjp(tap, x, r)[1](c)[1])(x, record, cotangent)
+    return jax.vjp(tap, jnp.zeros_like(cotangent), record)[1](cotangent)[1]
 
 
 def norm(*cotangents):

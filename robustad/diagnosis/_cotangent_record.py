@@ -121,11 +121,12 @@ def record(x: Array, axes: int, dtype: jax.typing.DTypeLike) -> Array:
     nonfinite = _count(~finite)
     x = jnp.where(finite, x, 0)
     peak = jnp.max(x, -1, initial=0)
-    # Exact powers of two bring the largest entry near 1; what then underflows is of no weight beside it.
+    # Exact powers of two bring the largest entry near 1; what then underflows is of no weight beside it. The barrier: XLA
+    # makes (x scale)^2 of a constant cotangent x^2 scale^2, which is 0 times infinity.
     up, down = scales(x.dtype)
     high, low = peak > 2.0 ** (math.log2(up) / 2), peak < 2.0 ** (-math.log2(up) / 2)
     scale = jnp.where(high, down, jnp.where(low, up, 1)).astype(x.dtype)
-    scaled = x * scale[..., None]
+    scaled = lax.optimization_barrier(x) * lax.optimization_barrier(scale)[..., None]
     square = jnp.sum(scaled * scaled, -1)
     return jnp.stack(
         [

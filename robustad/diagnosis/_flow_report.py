@@ -29,7 +29,8 @@ class LayerFlow:
         cotangent_norm, cotangent_rms, cotangent_largest: of the cotangent of its output, over all steps; NaN where the
             program has none.
         zero_fraction: of its entries.
-        subnormal_fraction: the share of its entries, zeros left out, below the smallest normal number of its dtype.
+        subnormal_fraction: the share of its entries, zeros left out, below the smallest normal number of its dtype (0 for
+            float64: not counted).
         below_float16, below_bfloat16: the same share, were one to train in these.
         nonfinite: how many entries of the cotangent and of the gradient are inf or NaN; the numbers above leave them out.
         saturated: the share of flat entries in the tanh, logistic and erf behind the layer; NaN where there are none.
@@ -105,8 +106,8 @@ class GradientFlow:
 
     @property
     def ok(self) -> bool:
-        """Whether every layer's verdict is "healthy" or "no gradient"."""
-        return all(layer.ok for layer in self.layers)
+        """Whether the verdict is "healthy": every layer's is that or "no gradient", and not all are the latter."""
+        return self.verdict == "healthy"
 
     @property
     def worst(self) -> LayerFlow | None:

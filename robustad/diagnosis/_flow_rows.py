@@ -139,6 +139,7 @@ def _layer(
     each = () if steps is None or len(steps) < 2 else tuple(summary([s]).norm for s in steps)
     share = 1 / max(back.count, 1)
     dtype = "" if stage is None else str(stage.dtype)
+    below = {"float16": back.below_float16} | dict.fromkeys(("bfloat16", "float32"), back.below_float32)
     relu, smooth = (_share(activity, relu) for relu in (True, False))
     return LayerFlow(
         name=name,
@@ -155,7 +156,7 @@ def _layer(
         cotangent_rms=back.rms if stage else math.nan,
         cotangent_largest=back.largest if stage else math.nan,
         zero_fraction=back.zeros * share if back.count else math.nan,
-        subnormal_fraction=(back.below_float16 if dtype == "float16" else back.below_float32) * share,
+        subnormal_fraction=below.get(dtype, 0.0) * share,
         below_float16=back.below_float16 * share,
         below_bfloat16=back.below_float32 * share,
         nonfinite=int(back.nonfinite + gradient.nonfinite),

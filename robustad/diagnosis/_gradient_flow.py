@@ -44,7 +44,7 @@ def gradient_flow(
     - "no gradient": the value has no derivative in the layer (`stop_gradient`, a branch not taken, a factor 0)
     - "healthy"
 
-    The last two are no faults: `ok`. All of it is about one call with one batch: look again during training.
+    The last two are no faults, unless no layer has a gradient. All of it is about one call with one batch: look again during training.
 
     Args:
         f: as for `rad.audit`: a function to a real floating scalar.
