@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 FIELDS = (
@@ -115,47 +117,69 @@ def record(x: Array, axes: int, dtype: jax.typing.DTypeLike) -> Array:
     """The `sums` of an array, apart for each index of its first `axes` axes."""
     if jnp.iscomplexobj(x):
         x = jnp.stack([lax.real(x), lax.imag(x)], -1)
-    x = lax.abs(lax.convert_element_type(x, dtype)).reshape(*x.shape[:axes], -1)
+    x = lax.convert_element_type(x, dtype).reshape(*x.shape[:axes], -1)
+    return _record(x)
+
+
+_CHUNK = 4096
+"""How many terms are added one by one."""
+
+
+@jax.jit  # traced once for each shape, however many layers have it
+def _record(x: Array) -> Array:
+    # The barrier: XLA would make (x scale)^2 of a constant cotangent x^2 scale^2, which is 0 times infinity.
+    x = lax.optimization_barrier(lax.abs(x))
     shape, size = x.shape[:-1], x.shape[-1]
+    padding = -size % _CHUNK if size > _CHUNK else 0
+    x = jnp.pad(x, [(0, 0)] * len(shape) + [(0, padding)])
+    x = x.reshape(*shape, -1, _CHUNK) if padding or size > _CHUNK else x[..., None, :]
     finite = x < jnp.inf
-    nonfinite = _count(~finite)
-    x = jnp.where(finite, x, 0)
-    peak = jnp.max(x, -1, initial=0)
-    # Exact powers of two bring the largest entry near 1; what then underflows is of no weight beside it. The barrier: XLA
-    # makes (x scale)^2 of a constant cotangent x^2 scale^2, which is 0 times infinity.
+    y = jnp.where(finite, x, 0)
+    # Blue, A portable Fortran program to find the Euclidean norm of a vector (ACM TOMS 4, 1978): exact powers of two bring
+    # what is small or large near 1.
     up, down = scales(x.dtype)
-    high, low = peak > 2.0 ** (math.log2(up) / 2), peak < 2.0 ** (-math.log2(up) / 2)
-    scale = jnp.where(high, down, jnp.where(low, up, 1)).astype(x.dtype)
-    scaled = lax.optimization_barrier(x) * lax.optimization_barrier(scale)[..., None]
-    square = jnp.sum(scaled * scaled, -1)
+    low, high = y < math.sqrt(down), y > math.sqrt(up)
+    scaled = jnp.where(low, y * up, jnp.where(high, y * down, y))
+    square = scaled * scaled
+    squares = [jnp.where(mask, square, 0) for mask in (low, ~(low | high), high)]
+    some = y > 0
+    masks = [y == 0, ~finite, some & (y < 2.0**-14), some & (y <= 2.0**-25), some & (y < 2.0**-126)]
+    # One pass over the entries.
+    peak, small, medium, large, *counts = _together([y, *squares, *(mask.astype(jnp.int32) for mask in masks)])
+    zeros, nonfinite, below_float16, lost_float16, below_float32 = (n.astype(x.dtype) for n in counts)
+    ones = jnp.ones_like(peak)
     return jnp.stack(
         [
-            jnp.ones(shape, x.dtype),
-            jnp.full(shape, size, x.dtype),
-            (_count(x == 0) - nonfinite).astype(x.dtype),
-            nonfinite.astype(x.dtype),
-            jnp.where(low, square, 0),
-            jnp.where(low | high, 0, square),
-            jnp.where(high, square, 0),
+            ones,
+            ones * size,
+            zeros - nonfinite - padding,
+            nonfinite,
+            small,
+            medium,
+            large,
             peak,
-            _count((x < 2.0**-14) & (x > 0)).astype(x.dtype),
-            _count((x <= 2.0**-25) & (x > 0)).astype(x.dtype),
-            _count((x < 2.0**-126) & (x > 0)).astype(x.dtype),
+            below_float16,
+            lost_float16,
+            below_float32,
         ],
         -1,
     )
 
 
-def _count(mask: Array) -> Array:
-    return jnp.sum(mask, -1, dtype=jnp.int32)
+def _together(xs: list[Array]) -> list[Array]:
+    """The maximum of the first array and the sums of the others over the last two axes."""
+
+    def combined(a: Sequence[Array], b: Sequence[Array]) -> tuple[Array, ...]:
+        return lax.max(a[0], b[0]), *(p + q for p, q in zip(a[1:], b[1:]))
+
+    for _ in range(2):
+        start = [np.zeros((), x.dtype) for x in xs]
+        axis = xs[0].ndim - 1
+        xs = list(lax.reduce(xs, start, combined, (axis,))) if xs[0].shape[axis] > 1 else [x[..., 0] for x in xs]
+    return xs
 
 
 def scales(dtype: jax.typing.DTypeLike) -> tuple[float, float]:
-    """The powers of two by which small and large arrays are scaled before squaring.
-
-    After Blue, A portable Fortran program to find the Euclidean norm of a vector (ACM TOMS 4, 1978), but one scale an array:
-    sums of squares of three ranges can still be added without overflow.
-    """
-    half = 2.0 ** (1 - int(jnp.finfo(dtype).minexp))  # 2^127 in float32
-    root = 2.0 ** (int(math.log2(half)) * 2 // 3)
-    return root, 1 / root
+    """The powers of two by which small and large entries are scaled before squaring: 2^84 and 2^-84 in float32."""
+    up = 2.0 ** ((1 - int(jnp.finfo(dtype).minexp)) * 2 // 3)
+    return up, 1 / up

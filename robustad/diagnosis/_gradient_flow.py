@@ -44,7 +44,8 @@ def gradient_flow(
     - "no gradient": the value has no derivative in the layer (`stop_gradient`, a branch not taken, a factor 0)
     - "healthy"
 
-    The last two are no faults, unless no layer has a gradient. All of it is about one call with one batch: look again during training.
+    The last two are no faults, unless no layer has a gradient. All of it is about one call with one batch: look again
+    during training.
 
     Args:
         f: as for `rad.audit`: a function to a real floating scalar.
@@ -83,8 +84,41 @@ def gradient_flow(
     return flow
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tapping:
+    """A function with its taps: `measure(*operands)` gives its value, its gradient and what they record.
+
+    names: of the parameter leaves. modules: of the layer that each of them belongs to. titles: of the layers.
+    """
+
+    function: str
+    plan: Plan
+    names: list[str]
+    modules: list[str]
+    titles: list[str]
+    measure: Callable[..., tuple[Array, list[Array], dict[int, Array]]]
+    operands: tuple[Any, ...]
+
+
 def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GradientFlow:
     refuse_tracers("gradient_flow", (args, kwargs))
+    at = tapping(f, argnums, has_aux, args, kwargs)
+    try:
+        value, gradients, records = jax.jit(at.measure)(*at.operands)
+    except (TypeError, ValueError, NotImplementedError) as error:  # what JAX raises where there is no derivative
+        raise AuditError(
+            f"`{at.function}` has no gradient that JAX can make: {str(error).strip()[:1500]}\nMake `jax.grad` of it work "
+            "first. Most likely (a) a while loop: use lax.scan, or lax.fori_loop of a static length; (b) a callback."
+        ) from error
+    leaves = at.operands[0]
+    each = [[_recorded(x, n) for x, n in zip(xs, at.plan.sliced)] for xs in (gradients, leaves)]
+    measured = Measured(*jax.device_get((value, records, *each)))
+    layers = judged(rows(at.plan, at.titles, at.names, at.modules, measured))
+    return GradientFlow(layers, float(measured.value), at.function)
+
+
+def tapping(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tapping:
+    """The `Tapping` of a call."""
     taken = arguments(f, argnums, args, kwargs)
     name = getattr(f, "__name__", type(f).__name__)
 
@@ -95,18 +129,8 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
     modules = [leaf.rpartition("/")[0] or leaf for leaf in taken.names]
     titles = list(dict.fromkeys(modules))
     plan = planned(program, [titles.index(module) for module in modules])
-    compiled = jax.jit(_measurement(program, plan))
-    constants = [jnp.asarray(c) for _, c in program.constants]
-    try:
-        found = compiled(taken.leaves, taken.others, constants, blank(plan.stages))
-    except (TypeError, ValueError, NotImplementedError) as error:  # what JAX raises where there is no derivative
-        raise AuditError(
-            f"`{name}` has no gradient that JAX can make: {str(error).strip()[:1500]}\nMake `jax.grad` of it work first. "
-            "Most likely (a) a while loop: use lax.scan, or lax.fori_loop of a static length; (b) a callback."
-        ) from error
-    measured: Measured = jax.device_get(found)
-    layers = judged(rows(plan, titles, taken.names, modules, measured))
-    return GradientFlow(layers, float(measured.value), name)
+    operands = (taken.leaves, taken.others, [jnp.asarray(c) for _, c in program.constants], blank(plan.stages))
+    return Tapping(name, plan, taken.names, modules, titles, _measurement(program, plan), operands)
 
 
 def blank(stages: Sequence[Stage]) -> dict[int, Array]:
@@ -121,22 +145,21 @@ def blank(stages: Sequence[Stage]) -> dict[int, Array]:
     return {k: zeros(stage) for k, stage in enumerate(stages)}
 
 
-def _measurement(program: Body, plan: Plan) -> Callable[..., Measured]:
+def _measurement(program: Body, plan: Plan) -> Callable[..., Any]:
     inputs = (*program.inputs, *(var for var, _ in program.constants))
     tapped = Tapped(dataclasses.replace(program, inputs=inputs, constants=()), plan.stages)
 
-    def run(leaves: list[Array], others: list[Array], constants: list[Array], records: dict[int, Array]) -> Measured:
+    def run(leaves: list[Array], others: list[Array], constants: list[Array], records: dict[int, Array]) -> Any:
         def value(leaves: list[Array], records: dict[int, Array]) -> Array:
             return tapped([*leaves, *others, *constants], records)[0]
 
         total, (gradients, found) = jax.value_and_grad(value, (0, 1))(leaves, records)
-        return Measured(
-            total, found, *([_recorded(x, n) for x, n in zip(xs, plan.sliced)] for xs in (gradients, leaves))
-        )
+        return total, gradients, found
 
     return run
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _recorded(x: Array, axes: int) -> Array:
     wide = jnp.finfo(x.dtype).dtype == jnp.float64
     return record(x, min(axes, x.ndim), jnp.float64 if wide else jnp.float32)
