@@ -229,9 +229,9 @@ def block(x, p):
     return x + jax.nn.gelu(norm(p["ln"], x) @ p["mlp"]["w1"]) @ p["mlp"]["w2"], None
 
 
-def transformer(params, tokens, remat=True):
+def transformer(params, tokens):
     x = params["embed"]["table"][tokens]
-    x, _ = lax.scan(jax.checkpoint(block) if remat else block, x, params["blocks"])
+    x, _ = lax.scan(jax.checkpoint(block), x, params["blocks"])
     logits = x @ params["embed"]["table"].T
     penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
     return optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean() + 1e-4 * penalty
@@ -255,23 +255,22 @@ def test_a_transformer_in_a_scan_with_a_tied_embedding():
     names = [layer.name for layer in flow.layers]
     order = ["blocks/ln[{}]", "blocks/attention[{}]", "blocks/ln[{}] (use 2)", "blocks/mlp[{}]"]
     assert names == ["embed", *(name.format(k) for k in range(2) for name in order), "embed (use 2)"]
-    gradient = jax.jit(jax.grad(transformer))(stacked(2), tokens)
-    mlp = next(layer for layer in flow.layers if layer.name == "blocks/mlp[1]")
-    expected = [gradient["blocks"]["mlp"][k][1] for k in ("w1", "w2")]
-    assert mlp.gradient_norm == pytest.approx(float(optax.tree.norm(expected)), rel=1e-5)
-    assert 0 <= mlp.saturated < 0.1 and math.isnan(mlp.dead)
-    # The cotangents are those of an unrolled twin with a shift added at each block's output.
     params = stacked(2)
 
-    def shifted(shifts):
+    def unrolled(params, shifts):  # and a shift at each block's output, whose gradient is the cotangent there
         x = params["embed"]["table"][tokens]
         for k in range(2):
             x, _ = block(x, jax.tree.map(lambda p, k=k: p[k], params["blocks"]))
             x = x + shifts[k]
         logits = x @ params["embed"]["table"].T
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean()
+        penalty = sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean() + 1e-4 * penalty
 
-    cotangents = jax.jit(jax.grad(shifted))(jnp.zeros((2, 4, 6, 8)))
+    gradient, cotangents = jax.jit(jax.grad(unrolled, (0, 1)))(params, jnp.zeros((2, 4, 6, 8)))
+    mlp = next(layer for layer in flow.layers if layer.name == "blocks/mlp[1]")
+    expected = [gradient["blocks"]["mlp"][k][1] for k in ("w1", "w2")]
+    assert mlp.gradient_norm == pytest.approx(float(optax.tree.norm(expected)), rel=1e-5)
+    assert 0 <= mlp.saturated < 0.1 and math.isnan(mlp.dead)
     found = [layer.cotangent_norm for layer in flow.layers if layer.name.startswith("blocks/mlp")]
     np.testing.assert_allclose(found, jnp.linalg.norm(cotangents.reshape(2, -1), axis=1), rtol=1e-4)
 

@@ -75,6 +75,15 @@ def test_zeros_nonfinite_and_small_entries_are_counted(dtype):
     assert found.sums.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("shape", [(0,), (), (3, 0), (5000,), (3, 4096), (2, 5000)])
+def test_any_number_of_entries(shape):
+    c = jnp.asarray(np.random.default_rng(3).integers(-1, 5, shape), jnp.float32)
+    found = pulled(c)
+    assert found.count == c.size and found.largest == jnp.max(jnp.abs(c), initial=0)
+    assert found.zero_fraction * c.size == pytest.approx(np.sum(np.asarray(c) == 0))
+    assert found.norm == pytest.approx(norm(c), rel=1e-6)
+
+
 def test_float64_has_its_own_range():
     with jax.enable_x64(True):
         record = CotangentRecord.zeros(dtype=jnp.float64)

@@ -175,7 +175,7 @@ def _together(xs: list[Array]) -> list[Array]:
     for _ in range(2):
         start = [np.zeros((), x.dtype) for x in xs]
         axis = xs[0].ndim - 1
-        xs = list(lax.reduce(xs, start, combined, (axis,))) if xs[0].shape[axis] > 1 else [x[..., 0] for x in xs]
+        xs = list(lax.reduce(xs, start, combined, (axis,))) if xs[0].shape[axis] != 1 else [x[..., 0] for x in xs]
     return xs
 
 

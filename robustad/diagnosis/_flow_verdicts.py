@@ -35,8 +35,9 @@ def judged(layers: Sequence[LayerFlow]) -> tuple[LayerFlow, ...]:
 def _judge(layer: LayerFlow, after: LayerFlow | None, last: LayerFlow | None) -> tuple[str, str]:
     if layer.nonfinite:
         return "non-finite", _nonfinite(layer, after)
-    if not layer.cotangents and layer.gradient_norm == 0:
-        return "no gradient", ""
+    if not layer.cotangents:  # of a layer without an output the gradient alone tells
+        known = math.isnan(layer.cotangent_norm) and layer.gradient_norm > 0
+        return "healthy" if known else "no gradient", ""
     if layer.dead >= 0.9:
         return "dead", (
             f"{layer.dead:.0%} of the units behind it are 0 for every example; lower the learning rate, check the bias and "
