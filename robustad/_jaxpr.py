@@ -161,6 +161,7 @@ class ShardMap:
     in_specs: tuple[Any, ...]
     out_specs: tuple[Any, ...]
     axis_names: frozenset[str]
+    check_vma: bool
 
 
 Control: TypeAlias = Call | Scan | While | Cond | ShardMap
@@ -212,9 +213,8 @@ def control(eqn: Equation) -> Control | None:
         return Cond(tuple(body(b) for b in params["branches"]))
     if name == "shard_map":
         names = frozenset(params.get("newly_manual_axes", params.get("manual_axes", ())))
-        return ShardMap(
-            body(params["jaxpr"]), params["mesh"], tuple(params["in_specs"]), tuple(params["out_specs"]), names
-        )
+        specs = tuple(params["in_specs"]), tuple(params["out_specs"])
+        return ShardMap(body(params["jaxpr"]), params["mesh"], *specs, names, params.get("check_vma", True))
     return None
 
 
@@ -246,6 +246,11 @@ def evaluate(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[A
     """The outputs of one equation on plain arrays, with some of its parameters `changed`."""
     if unchecked := _UNCHECKED.get(eqn.primitive.name):
         return [unchecked(*operands, **eqn.params)]
+    return bind(eqn, operands, **changed)
+
+
+def bind(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array]:
+    """`evaluate` as it stands, in the mode that a shard_map was written in."""
     params = eqn.primitive.get_bind_params(dict(eqn.params) | changed)
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*operands, **params)

@@ -9,13 +9,17 @@ from robustad.diagnosis._condition_number import condition_number as condition_n
 from robustad.diagnosis._condition_report import ConditionNumber as ConditionNumber
 from robustad.diagnosis._condition_report import LeafCondition as LeafCondition
 from robustad.diagnosis._contribution import Contribution as Contribution
+from robustad.diagnosis._cotangent_record import CotangentRecord as CotangentRecord
 from robustad.diagnosis._device_profile import DeviceProfile as DeviceProfile
 from robustad.diagnosis._device_profile import DtypeSupport as DtypeSupport
 from robustad.diagnosis._device_profile import device_profile as device_profile
 from robustad.diagnosis._finding import Finding as Finding
+from robustad.diagnosis._flow_report import GradientFlow as GradientFlow
+from robustad.diagnosis._flow_report import LayerFlow as LayerFlow
 from robustad.diagnosis._grad_check import grad_check as grad_check
 from robustad.diagnosis._grad_check_report import GradCheck as GradCheck
 from robustad.diagnosis._grad_check_report import LeafCheck as LeafCheck
+from robustad.diagnosis._gradient_flow import gradient_flow as gradient_flow
 from robustad.diagnosis._margin_report import BranchMargin as BranchMargin
 from robustad.diagnosis._margin_report import BranchMargins as BranchMargins
 from robustad.diagnosis._measurement import Measurement as Measurement
@@ -28,5 +32,6 @@ from robustad.diagnosis._recompute_check import recompute_check as recompute_che
 from robustad.diagnosis._replay import save_arguments as save_arguments
 from robustad.diagnosis._report import LeafSummary as LeafSummary
 from robustad.diagnosis._report import Report as Report
+from robustad.diagnosis._tap import tap as tap
 from robustad.diagnosis._taylor_test import TaylorTest as TaylorTest
 from robustad.diagnosis._taylor_test import taylor_test as taylor_test

@@ -83,15 +83,10 @@ def derivative_program(
     directions = _directions(taken, tangents) if mode == "jvp" or order == 2 else []
 
     def outputs(leaves: Sequence[Array], others: Sequence[Array]) -> Any:
-        out = taken.call(leaves, others)
-        if has_aux:
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {_kind(out)}.")
-            out = out[0]
-        return out
+        return without_aux(taken.call(leaves, others), has_aux)
 
     def scalar(leaves: Sequence[Array], others: Sequence[Array]) -> Array:
-        return _checked(outputs(leaves, others), has_aux)
+        return checked_scalar(outputs(leaves, others), has_aux)
 
     def slope(leaves: Sequence[Array], others: Sequence[Array]) -> Array:
         return jax.jvp(lambda moving: scalar(moving, others), (list(leaves),), (directions,))[1]
@@ -191,7 +186,23 @@ def _kind(out: Any) -> str:
     return f"{out.dtype}{list(out.shape)}" if hasattr(out, "dtype") else type(out).__name__
 
 
-def _checked(out: Any, has_aux: bool) -> Array:
+def without_aux(out: Any, has_aux: bool) -> Any:
+    """What `f` returned, less its aux.
+
+    Raises:
+        AuditError: there should be one, and is none.
+    """
+    if has_aux and (not isinstance(out, tuple) or len(out) != 2):
+        raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {_kind(out)}.")
+    return out[0] if has_aux else out
+
+
+def checked_scalar(out: Any, has_aux: bool) -> Array:
+    """What `f` returned, as an array.
+
+    Raises:
+        AuditError: it is no real floating scalar.
+    """
     leaves = jax.tree.leaves(out)
     if len(leaves) != 1 or (leaves[0] is not out and not hasattr(out, "dtype")):
         hint = "" if has_aux else " If it returns (value, aux), pass has_aux=True."
