@@ -16,6 +16,9 @@ from robustad.diagnosis._finding import Finding as Finding
 from robustad.diagnosis._grad_check import grad_check as grad_check
 from robustad.diagnosis._grad_check_report import GradCheck as GradCheck
 from robustad.diagnosis._grad_check_report import LeafCheck as LeafCheck
+from robustad.diagnosis._lyapunov import lyapunov_exponents as lyapunov_exponents
+from robustad.diagnosis._lyapunov_report import Horizon as Horizon
+from robustad.diagnosis._lyapunov_report import LyapunovExponents as LyapunovExponents
 from robustad.diagnosis._margin_report import BranchMargin as BranchMargin
 from robustad.diagnosis._margin_report import BranchMargins as BranchMargins
 from robustad.diagnosis._measurement import Measurement as Measurement
@@ -28,5 +31,9 @@ from robustad.diagnosis._recompute_check import recompute_check as recompute_che
 from robustad.diagnosis._replay import save_arguments as save_arguments
 from robustad.diagnosis._report import LeafSummary as LeafSummary
 from robustad.diagnosis._report import Report as Report
+from robustad.diagnosis._spectra import singular_values as singular_values
+from robustad.diagnosis._spectra import spectral_norm as spectral_norm
+from robustad.diagnosis._spectra import spectral_radius as spectral_radius
+from robustad.diagnosis._spectrum_report import Spectrum as Spectrum
 from robustad.diagnosis._taylor_test import TaylorTest as TaylorTest
 from robustad.diagnosis._taylor_test import taylor_test as taylor_test
