@@ -16,6 +16,12 @@ from robustad.diagnosis._finding import Finding as Finding
 from robustad.diagnosis._grad_check import grad_check as grad_check
 from robustad.diagnosis._grad_check_report import GradCheck as GradCheck
 from robustad.diagnosis._grad_check_report import LeafCheck as LeafCheck
+from robustad.diagnosis._hessian_report import HessianEigenvalues as HessianEigenvalues
+from robustad.diagnosis._hessian_report import HessianTrace as HessianTrace
+from robustad.diagnosis._hessian_spectrum import hessian_eigenvalues as hessian_eigenvalues
+from robustad.diagnosis._hessian_spectrum import hessian_trace as hessian_trace
+from robustad.diagnosis._isometry import IsometryDefect as IsometryDefect
+from robustad.diagnosis._isometry import isometry_defect as isometry_defect
 from robustad.diagnosis._lyapunov import lyapunov_exponents as lyapunov_exponents
 from robustad.diagnosis._lyapunov_report import Horizon as Horizon
 from robustad.diagnosis._lyapunov_report import LyapunovExponents as LyapunovExponents
@@ -35,5 +41,7 @@ from robustad.diagnosis._spectra import singular_values as singular_values
 from robustad.diagnosis._spectra import spectral_norm as spectral_norm
 from robustad.diagnosis._spectra import spectral_radius as spectral_radius
 from robustad.diagnosis._spectrum_report import Spectrum as Spectrum
+from robustad.diagnosis._stage_gains import stage_gains as stage_gains
+from robustad.diagnosis._stage_gains_report import StageGains as StageGains
 from robustad.diagnosis._taylor_test import TaylorTest as TaylorTest
 from robustad.diagnosis._taylor_test import taylor_test as taylor_test

@@ -42,7 +42,7 @@ def singular(operator: JacobianOperator, k: int, key: Array, rtol: float, cycles
         operator = operator.transposed()
     n, width = operator.inputs, k + EXTRA
     if n <= max(WHOLE, 3 * width):
-        u, s, vt = jnp.linalg.svd(_columns(operator), full_matrices=False)
+        u, s, vt = jnp.linalg.svd(columns(operator), full_matrices=False)
         return _whole(s[:k], operator, _residuals(operator.pull(u.T[:k]) - s[:k, None] * vt[:k]), rtol)
 
     def cycle(block: Array) -> tuple[Array, Array, Array]:
@@ -63,7 +63,7 @@ def eigen(operator: JacobianOperator, k: int, key: Array, rtol: float, cycles: i
     """The k eigenvalues of largest modulus of a square matrix, complex."""
     n, width = operator.inputs, k + EXTRA
     if n <= max(WHOLE_SQUARE, 3 * width):
-        matrix = _columns(operator)
+        matrix = columns(operator)
         values, vectors = _eig(matrix, k)
         images = matrix.astype(vectors.dtype) @ vectors
         return _whole(values, operator, _residuals((images - values * vectors).T), rtol)
@@ -90,7 +90,8 @@ def _eig(matrix: Array, k: int) -> tuple[Array, Array]:
     return jnp.where(finite, values[order], jnp.nan), vectors[:, order]
 
 
-def _columns(operator: JacobianOperator) -> Array:
+def columns(operator: JacobianOperator) -> Array:
+    """The matrix itself."""
     rows = jnp.eye(operator.inputs, dtype=operator.dtype)
     if len(rows) <= ROWS:
         return operator.push(rows).T

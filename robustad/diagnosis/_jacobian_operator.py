@@ -101,3 +101,9 @@ def jacobian_operator(
         return x.vector([u.conj() for u in pulled([u.conj() for u in y.leaves(row)])[0]])
 
     return JacobianOperator(jax.vmap(push), jax.vmap(pull), x.size, y.size, dtype, epsilon([*leaves, *shapes]))
+
+
+def unit(key: Array, operator: JacobianOperator) -> Array:
+    """A random unit vector of inputs."""
+    v = jax.random.normal(key, (operator.inputs,), operator.dtype)
+    return v / jnp.sqrt(jnp.sum(v * v))

@@ -18,6 +18,7 @@ from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._lyapunov_report import LyapunovExponents
 from robustad.diagnosis._on_host import on_host
+from robustad.diagnosis._options import refuse_no_key
 
 BLOCKS = 32
 ALL = 32  # components: of a state of as many, all exponents by default; of a larger one as many
@@ -95,14 +96,6 @@ def lyapunov_exponents(
             return _run(step, args, kwargs, int(steps), int(burn_in), float(dt), k, int(every), key)
 
     return measured
-
-
-def refuse_no_key(key: Any) -> None:
-    """Raises an AuditError where a `key` is given that is none."""
-    if key is not None and not (
-        isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
-    ):
-        raise AuditError(f"`key` must be one key of jax.random.key(...); got {type(key).__name__}.")
 
 
 class _Orbit(NamedTuple):

@@ -13,9 +13,9 @@ from robustad.diagnosis import _block_krylov
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import Found
 from robustad.diagnosis._grad_check import count
-from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
-from robustad.diagnosis._lyapunov import refuse_no_key
+from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator, unit
 from robustad.diagnosis._on_host import on_host
+from robustad.diagnosis._options import refuse_no_key, refuse_no_rtol
 from robustad.diagnosis._spectrum_report import Spectrum
 
 
@@ -190,15 +190,3 @@ def _transform(
         return Spectrum(values, residuals, converged, products, what, name, (shape[0], shape[1]))
 
     return of
-
-
-def unit(key: Array, operator: JacobianOperator) -> Array:
-    """A random unit vector of inputs."""
-    v = jax.random.normal(key, (operator.inputs,), operator.dtype)
-    return v / jnp.sqrt(jnp.sum(v * v))
-
-
-def refuse_no_rtol(rtol: Any) -> None:
-    """Raises an AuditError where a `rtol` is given that is none."""
-    if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
-        raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
