@@ -99,7 +99,8 @@ def lyapunov_exponents(
 
 
 class _Orbit(NamedTuple):
-    """State, tangent vectors (rows), steps made, when it diverged; Brent's saved state and its step; the cycle."""
+    """State, tangent vectors (rows), steps made, when it diverged; Brent's saved state and its step; the cycle;
+    whether the last step moved the state by more than rounding."""
 
     x: list[Array]
     tangents: Array
@@ -109,6 +110,7 @@ class _Orbit(NamedTuple):
     saved_at: Array
     period: Array
     cycle_from: Array
+    at_rest: Array
 
 
 def _run(
@@ -122,37 +124,36 @@ def _run(
     if k is not None and k > n:
         raise AuditError(f"`k`={k} exponents were asked for, but the state has {n} real components.")
     k = min(n, ALL) if k is None else int(k)
-    key = jax.random.key(0) if key is None else key
-    start = jnp.linalg.qr(jax.random.normal(key, (n, k), space.dtype))[0].T
+    n_blocks = min(BLOCKS, steps // every)
+    measured = np.arange(steps // every) * n_blocks // (steps // every)
+    blocks = np.append(
+        np.full(burn_in // every, n_blocks), measured
+    )  # what is burnt in has a block that is thrown away
+    times = np.bincount(measured) * (every * dt)
 
     @jax.jit
-    def run(leaves: list[Array], others: list[Array], start: Array) -> Any:
+    def run(leaves: list[Array], others: list[Array], key: Array) -> Any:
+        def advance(state: tuple[_Orbit, Array], block: Array) -> tuple[tuple[_Orbit, Array], None]:
+            orbit, logs = _advance(taken.call, others, space, every, state[0])
+            return (orbit, state[1].at[block].add(logs)), None
+
         none, zero = jnp.full((), -1, jnp.int32), jnp.zeros((), jnp.int32)
-        orbit = _Orbit(leaves, start, zero, none, leaves, zero, zero, none)
-        advance = functools.partial(_advance, taken.call, others, space, every)
-        orbit, _ = lax.scan(lambda o, _: (advance(o)[0], None), orbit, length=burn_in // every)
-        n_blocks = min(BLOCKS, steps // every)
-        ends = np.arange(1, steps // every + 1) * n_blocks // (steps // every + 1)
+        start = jnp.linalg.qr(jax.random.normal(key, (n, k), space.dtype))[0].T
+        orbit = _Orbit(leaves, start, zero, none, leaves, zero, zero, none, jnp.zeros((), bool))
+        sums = jnp.zeros((n_blocks + 1, k), space.dtype)
+        (orbit, sums), _ = lax.scan(advance, (orbit, sums), jnp.asarray(blocks, jnp.int32))
+        sums = sums[:-1]
+        exponents = jnp.sum(sums, 0) / (steps * dt)
+        spread = _standard_error(sums, jnp.asarray(times, space.dtype), exponents)
+        diverged = orbit.diverged_at >= 0
+        order = jnp.argsort(-exponents)  # of equal ones QR may turn the order
+        exponents, spread = (jnp.where(diverged, jnp.nan, v[order]) for v in (exponents, spread))
+        period, cycle_from = jnp.where(diverged, 0, orbit.period), jnp.where(diverged, -1, orbit.cycle_from)
+        return exponents, spread, orbit.diverged_at, period, cycle_from, orbit.at_rest & ~diverged
 
-        def measure(state: Any, block: Array) -> Any:
-            orbit, sums = state
-            orbit, logs = advance(orbit)
-            return (orbit, sums.at[block].add(logs)), None
-
-        sums = jnp.zeros((n_blocks, k), space.dtype)
-        (orbit, sums), _ = lax.scan(measure, (orbit, sums), jnp.asarray(ends, jnp.int32))
-        return orbit, sums, np.bincount(ends, minlength=n_blocks)
-
-    orbit, sums, counts = run(taken.leaves, taken.others, start)
-    counts = counts * (every * dt)
-    exponents = jnp.sum(sums, 0) / (steps * dt)
-    order = jnp.argsort(-exponents)  # of equal ones QR may turn the order
-    diverged = orbit.diverged_at >= 0
-    spread = _standard_error(sums, jnp.asarray(counts, space.dtype), exponents)
-    exponents, spread = (jnp.where(diverged, jnp.nan, v[order]) for v in (exponents, spread))
-    period, cycle_from = jnp.where(diverged, 0, orbit.period), jnp.where(diverged, -1, orbit.cycle_from)
+    found = run(taken.leaves, taken.others, jax.random.key(0) if key is None else key)
     return LyapunovExponents(
-        *on_host((exponents, spread, orbit.diverged_at, period, cycle_from)),
+        *on_host(found),
         steps,
         burn_in,
         dt,
@@ -184,7 +185,9 @@ def _advance(
     def one(_: Any, o: _Orbit) -> _Orbit:
         x, tangents = derivative(o.x, o.tangents)
         t = o.t + 1
-        finite = jnp.isfinite(space.vector(x)).all() & jnp.isfinite(tangents).all()
+        now, then = space.vector(x), space.vector(o.x)
+        finite = jnp.isfinite(now).all() & jnp.isfinite(tangents).all()
+        moved = jnp.max(jnp.abs(now - then))
         repeats = functools.reduce(jnp.logical_and, [(a == b).all() for a, b in zip(x, o.saved)])
         found = repeats & (o.period == 0)
         period = jnp.where(found, t - o.saved_at, o.period)
@@ -200,6 +203,7 @@ def _advance(
             jnp.where(renew, t, o.saved_at),
             period,
             jnp.where(found, o.saved_at, o.cycle_from),
+            moved <= UNRESOLVED * epsilon(space.shapes) * jnp.max(jnp.abs(now)),
         )
 
     orbit = one(0, orbit) if every == 1 else lax.fori_loop(0, every, one, orbit)

@@ -31,6 +31,7 @@ class LyapunovExponents:
         diverged_at: the first step, counted from the start, whose state or Jacobian is not finite; -1 where there is none.
         period: of the cycle that the state, in floating point, is exactly on at the end; 0 where it is on none.
         cycle_from: a step from which the orbit is known to be on that cycle; -1 where it is on none.
+        at_rest: whether the last step has moved the state by no more than rounding.
         steps, burn_in, dt, size: how many steps were measured, and skipped before them; time per step; real
             components of the state.
         dtype: the narrowest dtype of the state.
@@ -42,6 +43,7 @@ class LyapunovExponents:
     diverged_at: Array
     period: Array
     cycle_from: Array
+    at_rest: Array
     steps: int = dataclasses.field(metadata={"static": True})
     burn_in: int = dataclasses.field(metadata={"static": True})
     dt: float = dataclasses.field(metadata={"static": True})
@@ -77,7 +79,7 @@ class LyapunovExponents:
             diverged_at >= 0,
             (first > resolution) & (period > 0),
             first > resolution,
-            (first >= -resolution) | (period > 1),
+            (first >= -resolution) | (period > 1) & ~np.asarray(self.at_rest),
         ]
         found = np.select(cases, ["diverged", "collapsed", "chaotic", "periodic"], "stable")
         return found if found.ndim else str(found)
