@@ -1,7 +1,7 @@
 """Leading singular values and eigenvalues by products alone: Rayleigh-Ritz in block Krylov spaces, restarted.
 
-Blocks find values of any multiplicity, and lose nothing where a product adds no direction: there QR gives an arbitrary
-orthonormal one, which starts anew. (Golub-Kahan and Lanczos with single vectors divide by zero there.)
+Blocks find values of any multiplicity. Where a product adds no direction, a random one starts anew. (Golub-Kahan and
+Lanczos with single vectors, matfree's for example, divide by zero there.)
 
 References: Musco and Musco, Randomized block Krylov methods (NeurIPS 2015); Saad, Numerical methods for large eigenvalue
 problems, 2nd ed. (SIAM 2011), sections 6.6 and 6.7.
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from robustad.diagnosis._directions import directions
 from robustad.diagnosis._jacobian_operator import JacobianOperator
 
 WHOLE = 64  # products at most that form a small matrix
@@ -36,7 +37,7 @@ Cycle = Callable[[Array], tuple[Array, Array, Array]]
 """From a block's rows: values, residuals, the rows of a better block."""
 
 
-def singular(operator: JacobianOperator, k: int, key: Array, rtol: float, cycles: int) -> Found:
+def singular(operator: JacobianOperator, k: int, seed: Array, rtol: float, cycles: int) -> Found:
     """The k largest singular values."""
     if operator.outputs < operator.inputs:
         operator = operator.transposed()
@@ -46,20 +47,17 @@ def singular(operator: JacobianOperator, k: int, key: Array, rtol: float, cycles
         return _whole(s[:k], operator, _residuals(operator.pull(u.T[:k]) - s[:k, None] * vt[:k]), rtol)
 
     def cycle(block: Array) -> tuple[Array, Array, Array]:
-        def extend(block: Array, image: Array, space: Array) -> Array:
-            return _orthonormal(operator.pull(_rows(image)), space)
-
-        space, images = _krylov(operator, block, extend)
+        space, images = _krylov(operator, block, seed, lambda image: operator.pull(_rows(image)))
         u, r = jnp.linalg.qr(images.T)  # J spaceᵀ = u r
         a, s, b = jnp.linalg.svd(r)
         v = b[:width] @ space
         residual = operator.pull((u @ a[:, :width]).T) - s[:width, None] * v
         return s[:k], _residuals(residual[:k]), v
 
-    return _restarted(cycle, operator, width, k, key, rtol, cycles, _depth(width) * 2 * width + width)
+    return _restarted(cycle, operator, width, k, seed, rtol, cycles, _depth(width) * 2 * width + width)
 
 
-def eigen(operator: JacobianOperator, k: int, key: Array, rtol: float, cycles: int) -> Found:
+def eigen(operator: JacobianOperator, k: int, seed: Array, rtol: float, cycles: int) -> Found:
     """The k eigenvalues of largest modulus of a square matrix, complex."""
     n, width = operator.inputs, k + EXTRA
     if n <= max(WHOLE_SQUARE, 3 * width):
@@ -69,17 +67,14 @@ def eigen(operator: JacobianOperator, k: int, key: Array, rtol: float, cycles: i
         return _whole(values, operator, _residuals((images - values * vectors).T), rtol)
 
     def cycle(block: Array) -> tuple[Array, Array, Array]:
-        def extend(block: Array, image: Array, space: Array) -> Array:
-            return _orthonormal(image, space)
-
-        space, images = _krylov(operator, block, extend)
+        space, images = _krylov(operator, block, seed, lambda image: image)
         values, vectors = _eig(space @ images.T, width)
         residual = images.T.astype(vectors.dtype) @ vectors - space.T.astype(vectors.dtype) @ (values * vectors)
         # Of a complex pair, the real part of one vector and the imaginary part of the other: they span the same plane.
         coefficients = jnp.where(values.imag < 0, vectors.imag, vectors.real)
         return values[:k], _residuals(residual.T[:k]), _rows(coefficients.T @ space)
 
-    return _restarted(cycle, operator, width, k, key, rtol, cycles, _depth(width) * width)
+    return _restarted(cycle, operator, width, k, seed, rtol, cycles, _depth(width) * width)
 
 
 def _eig(matrix: Array, k: int) -> tuple[Array, Array]:
@@ -116,17 +111,22 @@ def _depth(width: int) -> int:
 
 
 def _krylov(
-    operator: JacobianOperator, block: Array, extend: Callable[[Array, Array, Array], Array]
+    operator: JacobianOperator, block: Array, seed: Array, onward: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """Orthonormal rows, block after block as `extend` gives them, and their images."""
+    """Orthonormal rows, block after block, each made of what is `onward` of the last one's image; and their images."""
     width, depth = len(block), _depth(len(block))
+    noise = 32 * jnp.finfo(operator.dtype).eps
 
     def more(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         space, images, block = state
         image = operator.push(block)
         space = lax.dynamic_update_slice(space, block, (i * width, jnp.zeros_like(i)))
         images = lax.dynamic_update_slice(images, image, (i * width, jnp.zeros_like(i)))
-        return space, images, extend(block, image, space)
+        block = onward(image)
+        largest = jnp.max(jnp.abs(block))
+        fresh = directions(block.shape, block.dtype, seed + i.astype(jnp.uint32) + 2)
+        block = block + jnp.where(largest == 0, 1, largest * noise) * fresh  # a direction where the image has none
+        return space, images, _orthonormal(block, space)
 
     space = jnp.zeros((depth * width, operator.inputs), operator.dtype)
     images = jnp.zeros((depth * width, operator.outputs), operator.dtype)
@@ -145,7 +145,7 @@ def _orthonormal(rows: Array, space: Array) -> Array:
 
 
 def _restarted(
-    cycle: Cycle, operator: JacobianOperator, width: int, k: int, key: Array, rtol: float, cycles: int, products: int
+    cycle: Cycle, operator: JacobianOperator, width: int, k: int, seed: Array, rtol: float, cycles: int, products: int
 ) -> Found:
     def going(state: tuple[Array, Array, Array, Array]) -> Array:
         made, _, values, residuals = state
@@ -157,7 +157,7 @@ def _restarted(
         values, residuals, block = cycle(block)
         return made + 1, block, values, residuals
 
-    block = _rows(jax.random.normal(key, (width, operator.inputs), operator.dtype))
+    block = _rows(directions((width, operator.inputs), operator.dtype, seed + jnp.uint32(1)))
     values, residuals, _ = (jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(cycle, block))
     made = jnp.zeros((), jnp.int32)
     made, _, values, residuals = lax.while_loop(going, again, (made, block, values, residuals))

@@ -13,6 +13,7 @@ from jax import Array, lax
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._block_krylov import ROWS, WHOLE, columns
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
+from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._hessian_report import HessianEigenvalues, HessianTrace
 from robustad.diagnosis._jacobian_operator import JacobianOperator, unit
@@ -187,9 +188,8 @@ def _run(
     @jax.jit
     def run(leaves: list[Array], others: list[Array], key: Array) -> tuple[Array, ...]:
         operator = _hessian(taken, leaves, others, has_aux, name)
-        first, second = jax.random.split(key)
-        operator, e = operator.scaled(unit(first, operator))
-        return solve(operator, e, second)
+        operator, e = operator.scaled(seed_of(None))
+        return solve(operator, e, key)
 
     with jax.debug_nans(False), jax.debug_infs(False):
         found = run(taken.leaves, taken.others, jax.random.key(0) if key is None else key)
@@ -242,9 +242,9 @@ def _formed(operator: JacobianOperator) -> tuple[Array, Array]:
 def _lanczos(operator: JacobianOperator, steps: int, key: Array) -> tuple[Array, Array]:
     """Ritz values, ascending, with their residuals."""
     n, eps = operator.inputs, jnp.finfo(operator.dtype).eps
-    start, turn, signs = jax.random.split(key, 3)
-    order = jax.random.permutation(turn, n)
-    signs = jax.random.rademacher(signs, (n,), operator.dtype)
+    seed = seed_of(key)
+    order = jnp.argsort(directions((n,), operator.dtype, seed + jnp.uint32(1)))
+    signs = jnp.sign(directions((n,), operator.dtype, seed + jnp.uint32(2)))
 
     def product(v: Array) -> Array:
         # Where the vectors found span an invariant space Lanczos divides by zero. A symmetric matrix well above rounding
@@ -252,7 +252,7 @@ def _lanczos(operator: JacobianOperator, steps: int, key: Array) -> tuple[Array,
         noise = (signs * v)[order] + signs * jnp.zeros_like(v).at[order].set(v)
         return operator.push(v[None])[0] + 32 * eps * noise
 
-    found = _matfree("decomp").tridiag_sym(steps, custom_vjp=False)(product, unit(start, operator))
+    found = _matfree("decomp").tridiag_sym(steps, custom_vjp=False)(product, unit(operator, seed))
     _, vectors = jnp.linalg.eigh(found.J_small)
     space = vectors.T @ found.Q_tall
     images = lax.map(lambda row: operator.push(row[None])[0], space, batch_size=ROWS)

@@ -11,8 +11,9 @@ from jax import Array, lax
 
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import ROWS, WHOLE, columns
+from robustad.diagnosis._directions import seed_of
 from robustad.diagnosis._grad_check import count
-from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator, unit
+from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
 from robustad.diagnosis._on_host import on_host
 from robustad.diagnosis._options import refuse_no_key
 
@@ -107,12 +108,11 @@ def isometry_defect(
         def run(leaves: list[Array], others: list[Array], key: Array) -> tuple[Array, Array, Array]:
             operator = jacobian_operator(taken, leaves, others, name)
             shape[:] = operator.outputs, operator.inputs
-            first, second = jax.random.split(key)
-            operator, e = operator.scaled(unit(first, operator))
+            operator, e = operator.scaled(seed_of(None))
             if operator.outputs < operator.inputs:
                 operator = operator.transposed()
             whole = operator.inputs <= max(WHOLE, samples)
-            defect, scale, error = _formed(operator) if whole else _estimated(operator, samples, second)
+            defect, scale, error = _formed(operator) if whole else _estimated(operator, samples, key)
             none = scale == 0
             return jnp.where(none, jnp.inf, defect), jnp.ldexp(scale, e), jnp.where(none, 0, error)
 

@@ -16,6 +16,7 @@ from jax import Array
 from robustad import _jaxpr
 from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
+from robustad.diagnosis._directions import directions
 
 Product = Callable[[Array], Array]
 """Of vectors, one a row."""
@@ -32,13 +33,13 @@ class JacobianOperator:
     dtype: Any
     epsilon: float
 
-    def scaled(self, start: Array) -> tuple["JacobianOperator", Array]:
-        """The Jacobian times 2^-e, of which `start`, a unit vector, has a product of about 1; and e.
+    def scaled(self, seed: Array) -> tuple["JacobianOperator", Array]:
+        """The Jacobian times 2^-e, by which a unit vector becomes one with elements of about 1; and e.
 
         Singular values and what is made of them neither overflow nor vanish on the way, whatever the Jacobian's scale.
         """
         exponents = np.array([0, 60, -60], np.int32)
-        rows = start[None] * jnp.asarray(2.0**exponents, self.dtype)[:, None]
+        rows = unit(self, seed)[None] * jnp.asarray(2.0**exponents, self.dtype)[:, None]
         largest = jnp.max(jnp.abs(self.push(rows)), axis=1, initial=0)
         valid = jnp.isfinite(largest) & (largest > 0)
         pick = jnp.argmax(valid)
@@ -79,6 +80,7 @@ def jacobian_operator(
     x, y = Coordinates.of(leaves, dtype), Coordinates.of(shapes, dtype)
     try:
         _, pushed = jax.linearize(values, leaves)
+        jax.eval_shape(jax.vmap(pushed), [x[None] for x in leaves])
     except TypeError:  # custom_vjp functions have no forward mode; u ↦ uᵀJ is linear, and its transpose is v ↦ J v
         _, pulled = jax.vjp(values, leaves)
         transpose = jax.linear_transpose(lambda u: [c.conj() for c in pulled([c.conj() for c in u])[0]], list(shapes))
@@ -93,17 +95,18 @@ def jacobian_operator(
         # For complex leaves JAX's cotangents are the conjugates of the real transpose's.
         try:
             _, pulled = jax.vjp(values, leaves)
+            (found,) = pulled([u.conj() for u in y.leaves(row)])
         except ValueError as error:
             raise AuditError(
                 f"`{name}` has no reverse mode that JAX can make: {str(error).strip()[:600]}\nMost likely a while loop: "
                 "use lax.scan, or lax.fori_loop of a static length."
             ) from error
-        return x.vector([u.conj() for u in pulled([u.conj() for u in y.leaves(row)])[0]])
+        return x.vector([u.conj() for u in found])
 
     return JacobianOperator(jax.vmap(push), jax.vmap(pull), x.size, y.size, dtype, epsilon([*leaves, *shapes]))
 
 
-def unit(key: Array, operator: JacobianOperator) -> Array:
-    """A random unit vector of inputs."""
-    v = jax.random.normal(key, (operator.inputs,), operator.dtype)
+def unit(operator: JacobianOperator, seed: Array) -> Array:
+    """A unit vector of inputs."""
+    v = directions((operator.inputs,), operator.dtype, seed)
     return v / jnp.sqrt(jnp.sum(v * v))

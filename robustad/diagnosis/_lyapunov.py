@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
+from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._lyapunov_report import LyapunovExponents
 from robustad.diagnosis._on_host import on_host
@@ -65,6 +66,7 @@ def lyapunov_exponents(
 
     Raises:
         ValueError: an option out of range; on calling: `step` does not return what it takes; there is no floating array.
+        TypeError: on calling: `step` uses a `jax.custom_vjp` function, which has no forward mode.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -132,13 +134,13 @@ def _run(
     times = np.bincount(measured) * (every * dt)
 
     @jax.jit
-    def run(leaves: list[Array], others: list[Array], key: Array) -> Any:
+    def run(leaves: list[Array], others: list[Array], seed: Array) -> Any:
         def advance(state: tuple[_Orbit, Array], block: Array) -> tuple[tuple[_Orbit, Array], None]:
             orbit, logs = _advance(taken.call, others, space, every, state[0])
             return (orbit, state[1].at[block].add(logs)), None
 
         none, zero = jnp.full((), -1, jnp.int32), jnp.zeros((), jnp.int32)
-        start = jnp.linalg.qr(jax.random.normal(key, (n, k), space.dtype))[0].T
+        start = jnp.linalg.qr(directions((n, k), space.dtype, seed))[0].T
         orbit = _Orbit(leaves, start, zero, none, leaves, zero, zero, none, jnp.zeros((), bool))
         sums = jnp.zeros((n_blocks + 1, k), space.dtype)
         (orbit, sums), _ = lax.scan(advance, (orbit, sums), jnp.asarray(blocks, jnp.int32))
@@ -151,9 +153,15 @@ def _run(
         period, cycle_from = jnp.where(diverged, 0, orbit.period), jnp.where(diverged, -1, orbit.cycle_from)
         return exponents, spread, orbit.diverged_at, period, cycle_from, orbit.at_rest & ~diverged
 
-    found = run(taken.leaves, taken.others, jax.random.key(0) if key is None else key)
+    found = run(taken.leaves, taken.others, seed_of(key))
+    exponents, spread, diverged_at, period, cycle_from, at_rest = on_host(found)
     return LyapunovExponents(
-        *on_host(found),
+        exponents,
+        spread,
+        diverged_at,
+        period,
+        cycle_from,
+        at_rest,
         steps,
         burn_in,
         dt,

@@ -12,8 +12,9 @@ from jax import Array
 from robustad.diagnosis import _block_krylov
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import Found
+from robustad.diagnosis._directions import seed_of
 from robustad.diagnosis._grad_check import count
-from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator, unit
+from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
 from robustad.diagnosis._on_host import on_host
 from robustad.diagnosis._options import refuse_no_key, refuse_no_rtol
 from robustad.diagnosis._spectrum_report import Spectrum
@@ -47,8 +48,8 @@ def spectral_norm(
         (5.0, True)
     """
 
-    def solve(operator: JacobianOperator, key: Array, rtol: float) -> Found:
-        return _block_krylov.singular(operator, 1, key, rtol, cycles)
+    def solve(operator: JacobianOperator, seed: Array, rtol: float) -> Found:
+        return _block_krylov.singular(operator, 1, seed, rtol, cycles)
 
     return _transform("spectral_norm", "spectral norm", f, argnums, rtol, cycles, key, solve)
 
@@ -97,11 +98,11 @@ def singular_values(
     if k is not None:
         count("k", k, 1)
 
-    def solve(operator: JacobianOperator, key: Array, rtol: float) -> Found:
+    def solve(operator: JacobianOperator, seed: Array, rtol: float) -> Found:
         most = min(operator.inputs, operator.outputs)
         if k is not None and k > most:
             raise AuditError(f"`k`={k} singular values were asked for, but the Jacobian has {most}.")
-        return _block_krylov.singular(operator, min(6, most) if k is None else int(k), key, rtol, cycles)
+        return _block_krylov.singular(operator, min(6, most) if k is None else int(k), seed, rtol, cycles)
 
     return _transform("singular_values", "singular values", f, argnums, rtol, cycles, key, solve)
 
@@ -142,13 +143,13 @@ def spectral_radius(
         '1.000 100.000'
     """
 
-    def solve(operator: JacobianOperator, key: Array, rtol: float) -> Found:
+    def solve(operator: JacobianOperator, seed: Array, rtol: float) -> Found:
         if operator.inputs != operator.outputs:
             raise AuditError(
                 f"the Jacobian must be square to have eigenvalues; it is {operator.outputs} x {operator.inputs}. "
                 "`spectral_norm` is for any shape."
             )
-        found = _block_krylov.eigen(operator, 1, key, rtol, cycles)
+        found = _block_krylov.eigen(operator, 1, seed, rtol, cycles)
         return found._replace(values=jnp.abs(found.values))
 
     return _transform("spectral_radius", "spectral radius", f, argnums, rtol, cycles, key, solve)
@@ -173,19 +174,18 @@ def _transform(
         shape: list[int] = []
 
         @jax.jit
-        def run(leaves: list[Array], others: list[Array], key: Array) -> Found:
+        def run(leaves: list[Array], others: list[Array], seed: Array) -> Found:
             operator = jacobian_operator(taken, leaves, others, name)
             shape[:] = operator.outputs, operator.inputs
             if not operator.outputs * operator.inputs:
                 raise AuditError(f"the Jacobian of `{name}` is empty: {operator.outputs} x {operator.inputs}.")
-            first, second = jax.random.split(key)
-            operator, e = operator.scaled(unit(first, operator))
+            operator, e = operator.scaled(seed)
             tolerance = np.sqrt(operator.epsilon) if rtol is None else rtol
-            found = solve(operator, second, tolerance)
+            found = solve(operator, seed, tolerance)
             return found._replace(values=jnp.ldexp(found.values, e), residuals=jnp.ldexp(found.residuals, e))
 
         with jax.debug_nans(False), jax.debug_infs(False):
-            found = run(taken.leaves, taken.others, jax.random.key(0) if key is None else key)
+            found = run(taken.leaves, taken.others, seed_of(key))
         values, residuals, converged, products = on_host(found)
         return Spectrum(values, residuals, converged, products, what, name, (shape[0], shape[1]))
 

@@ -16,6 +16,7 @@ from jax import Array
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import WHOLE
 from robustad.diagnosis._coordinates import Coordinates, working_dtype
+from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
 from robustad.diagnosis._options import refuse_no_key
@@ -136,13 +137,13 @@ class _Stage:
 
         self.push, self.pull = push, pull
 
-    def start(self, key: Array, at: tuple[Any, ...]) -> Array:
+    def start(self, key: Array | None, at: tuple[Any, ...]) -> Array:
         """All directions of the state as unit rows, or some where they are many."""
         leaves = self.arguments(at).leaves
         space = Coordinates.of(leaves, working_dtype(leaves))
         if space.size <= WHOLE:
             return jnp.eye(space.size, dtype=space.dtype)
-        return _orthonormal(jax.random.normal(key, (WIDTH, space.size), space.dtype))
+        return _orthonormal(directions((WIDTH, space.size), space.dtype, seed_of(key)))
 
 
 def _scaled(rows: Array) -> tuple[Array, Array]:
@@ -166,7 +167,6 @@ def _run(
     chain: list[_Stage], names: list[str], x: Any, further: list[tuple[Any, ...]], key: Array | None
 ) -> StageGains:
     refuse_tracers("stage_gains", (x, further))
-    key = jax.random.key(0) if key is None else key
     alone, together, converged = [], [], []
     at: list[tuple[Any, ...]] = []
     with jax.debug_nans(False), jax.debug_infs(False), np.errstate(divide="ignore"):
