@@ -111,7 +111,7 @@ def test_modules_and_argnums():
     outputs = hessian_trace(loss, argnums=2)(eqx.nn.Linear(3, 2, key=jax.random.key(0)), x, y)
     assert outputs.trace == pytest.approx(4, rel=1e-6) and outputs.exact  # 14 times 2 / 7
     assert isinstance(found, HessianEigenvalues) and found.scalars()["converged"] == 1.0
-    assert "8 parameters" in str(found) and "8" in str(outputs)
+    assert "8 parameters" in str(found) and "14 parameters: 4" in str(outputs)
 
 
 @pytest.mark.parametrize(

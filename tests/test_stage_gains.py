@@ -1,5 +1,7 @@
 """Gains of chains of stages against NumPy's norms of the products."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -38,8 +40,8 @@ def test_a_linear_chain_is_exact(scale):
     np.testing.assert_allclose(found.log2_cumulative, together, atol=2e-5)
     assert found.converged.all() and (found.log2_cumulative <= found.log2_bound + 1e-4).all()
     assert found.worst == int(np.argmax(stage)) and found.names[7] == "body[7]"
-    plain = np.linalg.multi_dot(list(w)[::-1])  # in float32
-    assert np.isfinite(plain).all() and plain.any() if scale == 1 else not (np.isfinite(plain).all() and plain.any())
+    plain = functools.reduce(jnp.matmul, w[::-1])  # in float32
+    assert (np.isfinite(plain).all() and plain.any()) == (scale == 1)
 
 
 def test_stages_of_several_shapes():
@@ -105,7 +107,7 @@ def test_it_prints_and_takes_modules():
     ("call", "said"),
     [
         (lambda: stage_gains([]), "non-empty sequence of functions"),
-        (lambda: stage_gains([jnp.sin, 3]), "got list of int"),
+        (lambda: stage_gains([jnp.sin, 3]), "got list of .*int"),
         (lambda: stage_gains([jnp.sin], length=2), "`length`=2 is for the body of a scan"),
         (lambda: stage_gains(body)(jnp.ones(2)), "the scan's length must be given once"),
         (lambda: stage_gains(body, length=2)(jnp.ones(2), jnp.ones((3, 2, 2))), "the scan's length must be given once"),

@@ -184,7 +184,7 @@ def _run(
                 gain, rows, also = _gain(chain[: k + 1], at, rows)
                 together.append(gain)
                 known = known and also
-            converged.append(known)
+            converged.append(known and not np.isnan(together[-1]))
             x = stage.advance(*at[k])
     return StageGains(np.array(alone), np.array(together), np.array(converged), tuple(names))
 
