@@ -1,0 +1,22 @@
+"""Options that several tools take."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from robustad.diagnosis._arguments import AuditError
+
+
+def refuse_no_key(key: Any) -> None:
+    """Raises an AuditError where a `key` is given that is none."""
+    if key is not None and not (
+        isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
+    ):
+        raise AuditError(f"`key` must be one key of jax.random.key(...); got {type(key).__name__}.")
+
+
+def refuse_no_rtol(rtol: Any) -> None:
+    """Raises an AuditError where an `rtol` is given that is none."""
+    if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
+        raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
