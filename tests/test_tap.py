@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+import robustad as rad
 from robustad.diagnosis import CotangentRecord, tap
 
 ZERO = CotangentRecord.zeros()
@@ -220,3 +221,21 @@ def test_what_it_refuses():
         CotangentRecord.zeros(dtype=jnp.float16)
     with pytest.raises(ValueError, match="float16, bfloat16 or float32"):
         ZERO.below("float64")
+
+
+def test_the_walks_see_through_it():
+    """Twins, double words and exact numbers pass it as it passes its own; without a rule the shadow would be lost."""
+
+    def loss(x):
+        y = tap(jnp.sqrt(x + 1.0), ZERO) - jnp.sqrt(x)
+        return jnp.sum(y)
+
+    x = jnp.asarray([2e6, 3e7], jnp.float32)
+    report = rad.audit(loss)(x)
+    (finding,) = report.findings
+    assert finding.kind == "cancellation" and not report.notes
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(report.reference, 0.5 / np.sqrt(wide + 1) - 0.5 / np.sqrt(wide), rtol=1e-7)
+    truth = np.sum(np.sqrt(wide + 1) - np.sqrt(wide))
+    assert abs(float(loss(x)) - truth) > 1e-2 * truth
+    np.testing.assert_allclose(rad.compensated(loss)(x), truth, rtol=2**-23)

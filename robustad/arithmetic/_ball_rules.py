@@ -61,7 +61,7 @@ def enclosed(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) ->
 @rule(
     *"""broadcast_in_dim broadcast_to concatenate copy device_put dynamic_slice dynamic_update_slice expand_dims gather
     layout_constraint name optimization_barrier pad pbroadcast pvary reshape reshard rev select_n
-    sharding_constraint slice split squeeze stack stop_gradient tie tile transpose unstack""".split()
+    sharding_constraint slice split squeeze stack stop_gradient tap tie tile transpose unstack""".split()
 )
 def _moved(eqn: Equation, operands: Sequence[Ball], working: Sequence[Any]) -> list[np.ndarray | None]:
     """By the positions of the outputs' elements among all elements of the operands, one after the other."""

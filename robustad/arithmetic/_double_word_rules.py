@@ -247,7 +247,7 @@ def _reduce_precision(eqn: Equation, operands: Sequence[DoubleWord]) -> list[Dou
 @rule(
     *"""all_gather all_gather_invariant all_to_all broadcast_in_dim concatenate copy copy_p device_put dynamic_slice
     dynamic_update_slice gather layout_constraint name optimization_barrier pad pbroadcast ppermute pvary reshape
-    reshard rev scatter select_n sharding_constraint slice split squeeze stack stop_gradient tile transpose
+    reshard rev scatter select_n sharding_constraint slice split squeeze stack stop_gradient tap tile transpose
     unstack""".split()
 )
 def moved(eqn: Equation, operands: Sequence[DoubleWord]) -> list[DoubleWord]:

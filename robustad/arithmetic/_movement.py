@@ -83,5 +83,6 @@ MOVES: dict[str, Move] = {
     "split": _split,
     "squeeze": lambda p, x: [x.squeeze(tuple(p["dimensions"]))],
     "stop_gradient": _same,
+    "tap": lambda p, x, record: [x],
     "transpose": lambda p, x: [x.transpose(p["permutation"])],
 } | dict.fromkeys("device_put layout_constraint pbroadcast pvary reshard sharding_constraint".split(), _same)

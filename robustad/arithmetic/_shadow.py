@@ -98,7 +98,7 @@ ELEMENTWISE = frozenset(
 MOVING = frozenset(
     """all_gather all_gather_invariant all_to_all broadcast_in_dim concatenate copy device_put dynamic_slice
     dynamic_update_slice gather layout_constraint name optimization_barrier pad pbroadcast ppermute pvary reshape
-    reshard rev select_n sharding_constraint slice split squeeze stack stop_gradient tile transpose unstack""".split()
+    reshard rev select_n sharding_constraint slice split squeeze stack stop_gradient tap tile transpose unstack""".split()
 )
 """Data moves and is not changed."""
 
