@@ -85,12 +85,16 @@ def _scan(walk: _Walk, scan: Scan, operands: list[Any], path: Path) -> list[Any]
 
 
 def _on_host(leaf: Any) -> Any:
-    """A JAX array as NumPy's, whose elements need no compiled program; keys stay."""
-    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.asarray(leaf)
+    """A JAX array as NumPy's, whose elements need no compiled program; keys and what is traced stay."""
+    return leaf if _stays(leaf) else np.asarray(leaf)
+
+
+def _stays(leaf: Any) -> bool:
+    return _jaxpr.is_traced(leaf) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _stacked(leaves: Sequence[Any]) -> Any:
-    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.extended):
+    if any(map(_stays, leaves)):
         return jnp.stack(leaves)
     return np.stack([np.asarray(leaf) for leaf in leaves])
 
@@ -117,7 +121,7 @@ def _while(walk: _Walk, loop: While, operands: list[Any], path: Path) -> list[An
 def _where(predicate: np.ndarray, new: Any, old: Any) -> Any:
     """The new leaf where the predicate (its first axes) holds, the old one elsewhere."""
     which = predicate.reshape(predicate.shape + (1,) * (np.ndim(new) - predicate.ndim))
-    if jnp.issubdtype(new.dtype, jax.dtypes.extended):
+    if _stays(new) or _stays(old):
         return lax.select(np.broadcast_to(which, new.shape), new, old)
     return np.where(which, np.asarray(new), np.asarray(old))
 

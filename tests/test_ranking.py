@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 import robustad as rad
+from robustad.arithmetic import _exact_contribution
 from robustad.diagnosis._audit import audit
 from robustad.diagnosis._program import derivative_program
 from robustad.diagnosis._ranking import rank
@@ -174,3 +175,50 @@ def test_the_ranking_is_in_the_json():
     report = rad.audit(lambda x: jnp.sum((1 - jnp.cos(x)) / x**2))(jnp.array([2e-3]))
     assert '"share"' in report.to_json()
     assert report.scalars()["ok"] == 0.0
+
+
+def flat_cosine(x):
+    c = jnp.cos(x)
+    d = 1 - c
+    return jnp.sum(d / x**2)
+
+
+def adds_up(report, name):
+    """The listed contributions to a leaf over its error."""
+    gap = np.linalg.norm(np.asarray(report.gradient, np.float64) - report.reference)
+    return sum(c.error for c in report.ranking if c.leaf == name) / gap
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_where_float64_is_no_reference_exact_twins_are(dtype):
+    """float64 loses 1 - cos(1e-9) as float32 does: beside float64 there would be no error to take apart."""
+    with jax.enable_x64(dtype == "float64"):
+        report = audit(flat_cosine)(jnp.array([1e-9, 2e-9] if dtype == "float32" else [1e-7, 2e-7], dtype))
+    (finding,) = report.findings
+    assert (finding.line, finding.committed_at) == (line(flat_cosine, 2), line(flat_cosine, 1))
+    first = next(c for c in report.ranking if c.leaf == "x")
+    assert (first.primitive, first.line) == ("cos", line(flat_cosine, 1))
+    assert adds_up(report, "x") == pytest.approx(1, abs=1e-3)
+
+
+def test_exact_contributions_pass_loops_and_branches():
+    def loss(x, n):
+        def step(total, a):
+            near = lax.cond(a > 0, lambda: 1 - jnp.cos(x * a), lambda: x * 0)
+            return total + near, near
+
+        total, parts = lax.scan(step, jnp.float32(0), jnp.array([1.0, -1.0, 2.0], jnp.float32))
+        counted = lax.while_loop(lambda k: k < n, lambda k: k + 1.0, jnp.float32(0))
+        return (total + parts[2]) / x**2 + lax.stop_gradient(counted)
+
+    report = audit(loss)(jnp.float32(1e-9), 3.0)
+    (finding,) = report.findings
+    assert (finding.kind, finding.line) == ("cancellation", line(loss, 2))
+    assert report.ranking[0].primitive == "cos"
+    assert adds_up(report, "x") == pytest.approx(1, abs=1e-3)
+
+
+def test_beside_exact_twins_only_small_programs_have_a_ranking(monkeypatch):
+    monkeypatch.setattr(_exact_contribution, "MOST", 3)
+    report = audit(flat_cosine)(jnp.array([1e-9]))
+    assert not report.ok and report.findings and not report.ranking

@@ -18,7 +18,7 @@ Adjoint-weighted estimates of rounding errors go back to Linnainmaa (BIT 16, 197
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,11 +37,15 @@ from robustad.stability._error_free import rounded_once
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Shifted:
-    """A working array, its twin and their distance, linear in the shifts; the last two are None for integers."""
+    """A working array, its twin and their distance, linear in the shifts; the last two are None for integers.
+
+    error: w - h, where more is known of it than the difference of the two tells.
+    """
 
     working: Array
     high: Array | None
     distance: Array | None
+    error: Array | None = None
 
     @property
     def shadow(self) -> Shadow:
@@ -52,7 +56,7 @@ class Shifted:
         """w - h; where w alone is not finite it counts as a number away from h, where h is not, as equal."""
         if self.high is None:
             return None
-        gap = _shadow.widened(self.working) - self.high
+        gap = _shadow.widened(self.working) - self.high if self.error is None else self.error
         away = jnp.where(jnp.isfinite(self.high), jnp.where(self.high == 0, 1.0, self.high), 0.0)
         return jnp.where(jnp.isfinite(gap), gap, away)
 
@@ -71,7 +75,7 @@ class ContributionArithmetic(Arithmetic[Shifted]):
 
     numbers: dict[Path, int]
     shifts: Array
-    known: dict[Path, list[Shadow]] = dataclasses.field(default_factory=dict)
+    known: Mapping[Path, Sequence[Shifted]] = dataclasses.field(default_factory=dict)
     """Outputs that need not be computed again."""
 
     @property
@@ -86,26 +90,45 @@ class ContributionArithmetic(Arithmetic[Shifted]):
         return value.working
 
     def equation(self, eqn: Equation, operands: Sequence[Shifted], path: Path) -> tuple[list[Shifted], None]:
-        if path in self.known:
-            working, highs = [o.working for o in self.known[path]], [o.high for o in self.known[path]]
-        elif (loop := _jaxpr.control(eqn)) is not None:
-            outs, _ = through(ShadowArithmetic(), loop, [v.shadow for v in operands], path)
-            working, highs = [o.working for o in outs], [o.high for o in outs]
-        else:
-            working, highs = lax.optimization_barrier(_shadow.shadowed(eqn, [v.shadow for v in operands]))
+        made = self._made(eqn, operands, path)
         # Rounded once, however often the compiler computes them: distances are differences of them.
-        working = [w if h is None or jnp.iscomplexobj(w) else rounded_once(w) for w, h in zip(working, highs)]
-        if all(v.high is None for v in operands) or all(h is None for h in highs):
-            return [Shifted(w, h, None if h is None else jnp.zeros_like(h)) for w, h in zip(working, highs)], None
-        linear = _linear_map(eqn, operands, working, highs)
-        inherited, passed_on = linear([v.gap for v in operands]), linear([v.distance for v in operands])
-        outs = []
-        for w, h, before, onward in zip(working, highs, inherited, passed_on):
-            out = Shifted(w, h, onward)
-            if h is not None and path in self.numbers and eqn.primitive.name not in _shadow.MOVING:
-                out = dataclasses.replace(out, distance=onward + self.shifts[self.numbers[path]] * (out.gap - before))
-            outs.append(out)
-        return outs, None
+        made = [
+            o
+            if o.high is None or jnp.iscomplexobj(o.working)
+            else dataclasses.replace(o, working=rounded_once(o.working))
+            for o in made
+        ]
+        return with_distances(
+            eqn, operands, made, self.shifts[self.numbers[path]] if path in self.numbers else None
+        ), None
+
+    def _made(self, eqn: Equation, operands: Sequence[Shifted], path: Path) -> Sequence[Shifted]:
+        """The outputs of an equation, without distances."""
+        if path in self.known:
+            return self.known[path]
+        if (loop := _jaxpr.control(eqn)) is not None:
+            outs, _ = through(ShadowArithmetic(), loop, [v.shadow for v in operands], path)
+            return [Shifted(o.working, o.high, None) for o in outs]
+        working, highs = lax.optimization_barrier(_shadow.shadowed(eqn, [v.shadow for v in operands]))
+        return [Shifted(w, h, None) for w, h in zip(working, highs)]
+
+
+def with_distances(
+    eqn: Equation, operands: Sequence[Shifted], made: Sequence[Shifted], shift: Array | None
+) -> list[Shifted]:
+    """What an equation has made, with its distances; `shift`: the equation's own, or None where it is not counted."""
+    highs = [out.high for out in made]
+    if all(v.high is None for v in operands) or all(h is None for h in highs):
+        none = [None if h is None else jnp.zeros_like(h) for h in highs]
+        return [dataclasses.replace(out, distance=d) for out, d in zip(made, none)]
+    linear = _linear_map(eqn, operands, highs)
+    inherited, passed_on = linear([v.gap for v in operands]), linear([v.distance for v in operands])
+    outs = []
+    for out, before, distance in zip(made, inherited, passed_on):
+        if out.high is not None and shift is not None and eqn.primitive.name not in _shadow.MOVING:
+            distance = distance + shift * (out.gap - before)
+        outs.append(dataclasses.replace(out, distance=distance))
+    return outs
 
 
 Map = Callable[[Sequence[Any]], list[Any]]
@@ -113,12 +136,12 @@ Map = Callable[[Sequence[Any]], list[Any]]
 _LINEAR = (
     _shadow.MOVING | {"cumsum", "reduce_window_sum", "psum", "psum_invariant", "reduce_scatter", "fft"}
 ) | frozenset("add add_any sub neg reduce_sum convert_element_type reduce_precision real imag conj complex".split())
+NEAR = 2.0**-27
+"""Relative distance below which a derivative is nearer to a secant than its differences in float64 are."""
 _BILINEAR = _shadow.CONTRACTING | {"mul"}
 
 
-def _linear_map(
-    eqn: Equation, operands: Sequence[Shifted], working: Sequence[Array], highs: Sequence[Array | None]
-) -> Map:
+def _linear_map(eqn: Equation, operands: Sequence[Shifted], highs: Sequence[Array | None]) -> Map:
     """L of an equation, from the distances of its operands to those of its outputs."""
     name, floats = eqn.primitive.name, [k for k, v in enumerate(operands) if v.high is not None]
     if _jaxpr.control(eqn) is not None or _shadow.is_lost(eqn):
@@ -220,8 +243,9 @@ def _secants(eqn: Equation, operands: Sequence[Shifted], floats: list[int], out:
             at = jnp.broadcast_to(high, out.shape)
             moved, partial = jax.jvp(f, (at,), (jnp.ones_like(at),))
             gap = operands[k].gap
-            secant = (value - moved) / jnp.where(gap == 0, jnp.ones_like(gap), gap)
-            slopes[k] = jnp.where(gap == 0, partial, secant)
+            near = jnp.abs(gap) <= NEAR * jnp.abs(high)
+            secant = (value - moved) / jnp.where(near, jnp.ones_like(gap), gap)
+            slopes[k] = jnp.where(near, partial, secant)
             here, value = there, moved
     slopes = lax.optimization_barrier({k: _finite(slope) for k, slope in slopes.items()})
     return lambda ds: [sum(slope * ds[k] for k, slope in slopes.items())]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
+from robustad.arithmetic._ball_cost import program_cost
 from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis import _causes
 from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost, wide
@@ -19,6 +20,7 @@ from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._blame import blame
 from robustad.diagnosis._contribution import contributions
 from robustad.diagnosis._divergence import divergence, divergences, with_decision
+from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._program import Audited, derivative_program
@@ -45,9 +47,9 @@ def audit(
 
     Runs `jax.value_and_grad(f)` and, beside it and following its branches, the same program in float64, as one XLA
     program. Where that cannot be the truth (it is not finite, it is 0, the verdict is bad, or the program is in float64
-    itself) a small program is evaluated exactly, if python-flint is installed (`robustad[exact]`). Where a gradient leaf
-    is not finite or has lost too many bits, further passes find the statements to blame, and the branches that rounding
-    took; where the value is another for those, the reference is that of the right ones.
+    itself) a small program is evaluated exactly, a tiny one always, if python-flint is installed (`robustad[exact]`).
+    Where a gradient leaf is not finite or has lost too many bits, further passes find the statements to blame, and the
+    branches that rounding took; where the value is another for those, the reference is that of the right ones.
 
     Args:
         f: a function to a real floating scalar, as for `jax.grad`. Nothing in it needs to change. Arrays in its
@@ -126,7 +128,8 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
         outputs: list[Any] = [value, *gradients]
         verdict = _verdict(audited, outputs, sizes, threshold)
-        exact = truth(audited, sizes, EXACT_LIMIT) if verdict.wrong or verdict.doubtful else None
+        doubtful = verdict.wrong or verdict.doubtful or program_cost(audited.closed) <= EXACT_ALWAYS
+        exact = truth(audited, sizes, EXACT_LIMIT) if doubtful else None
         bits_needed = None
         if exact is not None:
             highs = [np.asarray(out.high) for out in outputs]
@@ -146,9 +149,9 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         nonfinite = {name for _, name, leaf, _ in wrong if name in names and (leaf is None or leaf.nonfinite)}
         bits = {"value": value_bits} | {name: leaf.worst for name, leaf in zip(audited.names, leaves)}
         reader, found, notes, ranked = Reader(audited), [], [], {}
-        if bits_needed is None and (bool(wrong) if ranking is None else ranking):
+        if bool(wrong) if ranking is None else ranking:
             wanted = _rankable(verdict, nonfinite, bits)
-            ranked = rank(audited, wanted)
+            ranked = rank(audited, wanted) if bits_needed is None else exact_rank(audited, wanted, bits_needed)
             if other is not None and other.decides:
                 ranked = with_decision(ranked, {name: k for k, name, _ in wanted}, other, followed)
         if other is not None:
@@ -184,6 +187,9 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
 
 EXACT_LIMIT = 3e6
 """Scalar operations that an exact reference may take: about a second."""
+
+EXACT_ALWAYS = 2e4
+"""The same where nothing looks wrong: float64 may be wrong in the same way, and so small a program costs next to nothing."""
 
 Wrong: TypeAlias = tuple[int, str, Accuracy | None, np.ndarray]
 """(number of the output, its name, its accuracy or None for the value, its failing slices)."""

@@ -82,7 +82,7 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
                 continue
             # Computed anew once it is wanted, lest all slopes be held at a time.
             costly = [i for i, eqn in enumerate(piece.equations) if eqn.primitive.name in _shadow.CONTRACTING]
-            outs = [[env[var] for var in piece.equations[i].outvars] for i in costly]
+            outs = [[Shifted(env[v].working, env[v].high, None) for v in piece.equations[i].outvars] for i in costly]
             here = _after((shares, [x for x in above if x is not None]), here)
             known = {(k * SEGMENT + i,): out for i, out in zip(costly, outs)}
 
