@@ -257,6 +257,11 @@ def bind(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def has_effects(eqn: Equation) -> bool:
+    """Whether an equation does something that can be seen from outside: callbacks, printing, mutable arrays."""
+    return bool(eqn.effects)
+
+
 def is_differentiable(eqn: Equation) -> bool:
     """Whether JAX has a derivative of an equation's primitive."""
     return eqn.primitive in ad.primitive_jvps

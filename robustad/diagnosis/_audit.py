@@ -128,7 +128,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
         outputs: list[Any] = [value, *gradients]
         verdict = _verdict(audited, outputs, sizes, threshold)
-        doubtful = verdict.wrong or verdict.doubtful or program_cost(audited.closed) <= EXACT_ALWAYS
+        doubtful = verdict.wrong or verdict.doubtful or _is_tiny(audited)
         exact = truth(audited, sizes, EXACT_LIMIT) if doubtful else None
         bits_needed = None
         if exact is not None:
@@ -238,6 +238,12 @@ def _wrong(names: Sequence[str], value: Shadow, leaves: Sequence[Accuracy], thre
         if failing.any():
             wrong.append((k, name, leaf, failing))
     return wrong
+
+
+def _is_tiny(audited: Audited) -> bool:
+    """Whether the program may be evaluated exactly without a reason: it costs next to nothing, and nobody sees it."""
+    effects = any(_jaxpr.has_effects(site.equation) for site in audited.flow.sites.values())
+    return not effects and program_cost(audited.closed) <= EXACT_ALWAYS
 
 
 def _in_float64(audited: Audited) -> bool:
