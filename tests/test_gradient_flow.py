@@ -462,3 +462,10 @@ def test_what_it_refuses():
 
     with pytest.raises(AuditError, match="while loop"):
         gradient_flow(endless)(2.0)
+
+
+def test_a_value_that_is_not_finite_is_not_healthy():
+    """The gradient of log at a negative number is finite."""
+    flow = gradient_flow(lambda w: jnp.sum(jnp.log(w)))(jnp.array([-1.0, 2.0]))
+    assert not flow.ok and flow.verdict == "non-finite" and flow.worst is None
+    assert "the value is not finite" in str(flow)

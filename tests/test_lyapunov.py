@@ -246,6 +246,14 @@ def test_it_prints_and_logs():
     assert "NOT converged" in str(unsure)
 
 
+@jax.custom_vjp
+def reverse_only(x):
+    return 2 * x
+
+
+reverse_only.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -263,6 +271,7 @@ def test_it_prints_and_logs():
         (lambda: lyapunov_exponents(lambda x: x[:1])(jnp.ones(2)), r"got float32\[1\] for float32\[2\]"),
         (lambda: lyapunov_exponents(lambda x: (x, x))(jnp.ones(2)), "must return a state like the one it takes"),
         (lambda: lyapunov_exponents(lambda x: x if x > 0 else -x)(1.0), "cannot be traced"),
+        (lambda: lyapunov_exponents(reverse_only)(1.0), "give it a jax.custom_jvp"),
         (lambda: of_lorenz().predictability_horizon(tolerance=-1), "must be positive numbers"),
     ],
 )

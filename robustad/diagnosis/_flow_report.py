@@ -118,9 +118,11 @@ class GradientFlow:
 
     @property
     def verdict(self) -> str:
-        """That of the worst layer; "no gradient" where no layer has one; else "healthy"."""
+        """That of the worst layer; "non-finite" where the value is; "no gradient" where no layer has one; else "healthy"."""
         if worst := self.worst:
             return worst.verdict
+        if not math.isfinite(self.value):
+            return "non-finite"
         return "no gradient" if all(layer.verdict == "no gradient" for layer in self.layers) else "healthy"
 
     @property

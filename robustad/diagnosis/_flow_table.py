@@ -37,6 +37,8 @@ def lines(flow: GradientFlow) -> Iterator[str]:
         yield textwrap.fill(f"{worst.verdict} at `{worst.name}`{where}: {worst.reason}", 120, subsequent_indent="  ")
         if others := [x.name for x in flow.layers if not x.ok and x is not worst]:
             yield textwrap.shorten(f"also: {', '.join(others)}", 120, placeholder=" ...")
+    elif not math.isfinite(flow.value):
+        yield "the value is not finite, though the gradients are: robustad.audit tells where that begins"
 
 
 def thinned(xs: Sequence[_X], most: int, keep: Sequence[bool] | None = None) -> Iterator[tuple[int, _X | None]]:

@@ -70,9 +70,11 @@ def stage_gains(
     if callable(stages) and not isinstance(stages, Sequence):
         return _of_scan(stages, length, key)
     if not isinstance(stages, Sequence) or not stages or not all(callable(f) for f in stages):
+        held = ", ".join(sorted({type(f).__name__ for f in stages})) if isinstance(stages, Sequence) else ""
+        got = f"an empty {type(stages).__name__}" if held == "" and not stages else type(stages).__name__
         raise AuditError(
-            f"`stages` must be a non-empty sequence of functions, or the body of a scan; got {type(stages).__name__}"
-            + (f" of {', '.join(sorted({type(f).__name__ for f in stages}))}." if isinstance(stages, Sequence) else ".")
+            "`stages` must be a non-empty sequence of functions, or the body of a scan; got "
+            + (f"{got} of {held}." if held else f"{got}.")
         )
     if length is not None:
         raise AuditError(f"`length`={length} is for the body of a scan; there are {len(stages)} stages. Leave it out.")
