@@ -153,7 +153,13 @@ def _run(
         period, cycle_from = jnp.where(diverged, 0, orbit.period), jnp.where(diverged, -1, orbit.cycle_from)
         return exponents, spread, orbit.diverged_at, period, cycle_from, orbit.at_rest & ~diverged
 
-    found = run(taken.leaves, taken.others, seed_of(key))
+    try:
+        found = run(taken.leaves, taken.others, seed_of(key))
+    except TypeError as error:  # what JAX raises of a custom_vjp, when it compiles
+        raise AuditError(
+            f"`{name}` cannot be differentiated in forward mode: {str(error).strip()[:1500]}\nA function with a "
+            "jax.custom_vjp has none: give it a jax.custom_jvp."
+        ) from error
     exponents, spread, diverged_at, period, cycle_from, at_rest = on_host(found)
     return LyapunovExponents(
         exponents,
