@@ -13,9 +13,10 @@ import numpy as np
 from robustad import _jaxpr
 from robustad.diagnosis._accuracy import norm, wide
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
-from robustad.diagnosis._grad_check import count, seed_of
 from robustad.diagnosis._leaves import precision_of
+from robustad.diagnosis._options import count, numpy_seed
 from robustad.diagnosis._point import slopes_of
+from robustad.diagnosis._program import without_aux
 
 _CONSTANT = 8.0
 
@@ -94,7 +95,7 @@ def adjoint_test(
     if not callable(f):
         raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as adjoint_test(f)(*args).")
     count("directions", directions, 1)
-    seed = seed_of(key)
+    seed = numpy_seed(key)
 
     @functools.wraps(f, updated=())
     def test(*args: Any, **kwargs: Any) -> AdjointTest:
@@ -121,11 +122,7 @@ def adjoint_test(
 
 def _floating_outputs(taken: Arguments, has_aux: bool) -> Callable[[list[jax.Array]], list[jax.Array]]:
     def outputs(leaves: list[jax.Array]) -> list[jax.Array]:
-        out = taken.call(leaves, taken.others)
-        if has_aux:
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {type(out).__name__}.")
-            out = out[0]
+        out = without_aux(taken.call(leaves, taken.others), has_aux)
         return [x for x in map(jnp.asarray, jax.tree.leaves(out)) if _jaxpr.is_inexact(x)]
 
     return outputs

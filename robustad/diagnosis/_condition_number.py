@@ -19,6 +19,7 @@ from robustad.diagnosis._amplification import Amplification
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._condition_report import ConditionNumber, LeafCondition
 from robustad.diagnosis._linearization import DerivativeError, Linearization, linearize
+from robustad.diagnosis._program import without_aux
 from robustad.diagnosis._tracing import refuse_tracers, traced
 
 
@@ -85,11 +86,7 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
     def real(leaves: list[Array], others: list[Array]) -> list[Array]:
         given = iter(leaves)
         whole = [lax.complex(next(given), next(given)) if jnp.iscomplexobj(x) else next(given) for x in taken.leaves]
-        out = taken.call(whole, others)
-        if has_aux:
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {type(out).__name__}.")
-            out = out[0]
+        out = without_aux(taken.call(whole, others), has_aux)
         kinds = jax.Array | np.ndarray | np.generic | float | complex
         named = [(p, jnp.asarray(x)) for p, x in jax.tree_util.tree_flatten_with_path(out)[0] if isinstance(x, kinds)]
         named = [(path, x) for path, x in named if _jaxpr.is_inexact(x)]

@@ -15,6 +15,7 @@ from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._grad_check_report import GradCheck, LeafCheck
 from robustad.diagnosis._judgement import judged, known
+from robustad.diagnosis._options import count, numpy_seed
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import Probes, from_coordinates, probes
 from robustad.diagnosis._program import Audited, derivative_program
@@ -109,22 +110,7 @@ class _Options:
             raise AuditError(
                 "`elements` and `directions` are both 0: there is nothing to check. Leave out one of them."
             )
-        return _Options(tuple(map(float, given)), order, rtol, int(elements), int(directions), seed_of(key))
-
-
-def count(name: str, n: Any, least: int) -> None:
-    """Refuses what is no integer of at least `least`."""
-    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < least:
-        raise AuditError(f"`{name}` must be an integer >= {least}; got {n!r}.")
-
-
-def seed_of(key: Any) -> list[int]:
-    """A seed for NumPy from a JAX key; the same one each time where there is none."""
-    if key is None:
-        return [0]
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
-        raise AuditError(f"`key` must be one key of jax.random.key(...); got {type(key).__name__}.")
-    return [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
+        return _Options(tuple(map(float, given)), order, rtol, int(elements), int(directions), numpy_seed(key))
 
 
 def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:

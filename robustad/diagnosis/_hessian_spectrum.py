@@ -14,11 +14,11 @@ from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._block_krylov import ROWS, WHOLE, columns
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
-from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._hessian_report import HessianEigenvalues, HessianTrace
 from robustad.diagnosis._jacobian_operator import JacobianOperator, unit
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import refuse_no_key, refuse_no_rtol
+from robustad.diagnosis._options import count, refuse_no_key, refuse_no_rtol
+from robustad.diagnosis._program import checked_scalar, without_aux
 
 
 def hessian_eigenvalues(
@@ -205,17 +205,7 @@ def _hessian(
     space = Coordinates.of(leaves, working_dtype(leaves))
 
     def value(leaves: list[Array]) -> Array:
-        out = taken.call(leaves, others)
-        if has_aux:
-            if not isinstance(out, tuple) or len(out) != 2:
-                raise AuditError(f"has_aux=True expects `f` to return (value, aux); it returned {type(out).__name__}.")
-            out = out[0]
-        if not isinstance(out, jax.Array) or out.shape or not jnp.issubdtype(out.dtype, jnp.floating):
-            got = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.Array) else type(out).__name__
-            raise AuditError(
-                f"`{name}` must return a real floating scalar; got {got}. Reduce it, or pass has_aux=True."
-            )
-        return out
+        return checked_scalar(without_aux(taken.call(leaves, others), has_aux), has_aux)
 
     leaves = list(leaves)
     try:

@@ -12,10 +12,9 @@ from jax import Array, lax
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import ROWS, WHOLE, columns
 from robustad.diagnosis._directions import seed_of
-from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import refuse_no_key
+from robustad.diagnosis._options import count, refuse_no_key
 
 
 @jax.tree_util.register_dataclass

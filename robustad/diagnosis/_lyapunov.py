@@ -16,10 +16,9 @@ from jax import Array, lax
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
-from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._lyapunov_report import LyapunovExponents
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import refuse_no_key
+from robustad.diagnosis._options import count, refuse_no_key
 
 BLOCKS = 32
 ALL = 32  # components: of a state of as many, all exponents by default; of a larger one as many

@@ -4,8 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robustad.diagnosis._arguments import AuditError
+
+
+def count(name: str, n: Any, least: int) -> None:
+    """Raises an AuditError where an option is no integer of at least `least`."""
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < least:
+        raise AuditError(f"`{name}` must be an integer >= {least}; got {n!r}.")
 
 
 def refuse_no_key(key: Any) -> None:
@@ -20,3 +27,9 @@ def refuse_no_rtol(rtol: Any) -> None:
     """Raises an AuditError where an `rtol` is given that is none."""
     if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
         raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
+
+
+def numpy_seed(key: Any) -> list[int]:
+    """A seed for NumPy from a JAX key; the same one each time where there is none."""
+    refuse_no_key(key)
+    return [0] if key is None else [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]

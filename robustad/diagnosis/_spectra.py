@@ -13,10 +13,9 @@ from robustad.diagnosis import _block_krylov
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import Found
 from robustad.diagnosis._directions import seed_of
-from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import refuse_no_key, refuse_no_rtol
+from robustad.diagnosis._options import count, refuse_no_key, refuse_no_rtol
 from robustad.diagnosis._spectrum_report import Spectrum
 
 

@@ -17,9 +17,8 @@ from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._block_krylov import WHOLE
 from robustad.diagnosis._coordinates import Coordinates, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
-from robustad.diagnosis._grad_check import count
 from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
-from robustad.diagnosis._options import refuse_no_key
+from robustad.diagnosis._options import count, refuse_no_key
 from robustad.diagnosis._stage_gains_report import StageGains
 from robustad.diagnosis._tracing import refuse_tracers
 

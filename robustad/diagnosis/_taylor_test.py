@@ -12,7 +12,7 @@ from robustad import _jaxpr
 from robustad.arithmetic._ball import flint, to_float
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
-from robustad.diagnosis._grad_check import count, seed_of
+from robustad.diagnosis._options import count, numpy_seed
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import coordinates, steps_like
 from robustad.diagnosis._program import derivative_program
@@ -109,7 +109,7 @@ def taylor_test(
     count("directions", directions, 1)
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise AuditError(f"`tolerance` must be a number in (0, 1); got {tolerance!r}.")
-    seed = seed_of(key)
+    seed = numpy_seed(key)
 
     @functools.wraps(f, updated=())
     def test(*args: Any, **kwargs: Any) -> TaylorTest:
