@@ -4,9 +4,11 @@ For small programs, on the host. A first walk records what every equation made; 
 alone are traced.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -18,15 +20,16 @@ from robustad.arithmetic._ball import Ball, balls, flint, lift, mapped, to_compl
 from robustad.arithmetic._ball_cost import TooLargeError
 from robustad.arithmetic._ball_walk import BallArithmetic
 from robustad.arithmetic._contribution import Shifted, with_distances
+from robustad.arithmetic._origin import Recipe
 
-MOST = 3000
+MOST = 1000
 """Equations that are walked through, those of every iteration counted."""
 
 
 def exact_distances(
     program: Body, operands: Sequence[Any], numbers: dict[Path, int], bits: int
 ) -> Callable[..., list[Shifted]]:
-    """(distances of the operands, shifts) to the outputs with theirs, beside twins of `bits` of precision: see
+    """(distances of the operands, shifts: a scalar an equation) to the outputs with theirs, beside twins of `bits` of precision: see
     `_contribution`.
 
     Raises:
@@ -38,7 +41,7 @@ def exact_distances(
         interpret_eagerly(recording, program, [lift(x) for x in operands])
         starts = [_measured(lift(x)) for x in operands]
 
-    def run(moves: Sequence[Array | None], shifts: Array) -> list[Shifted]:
+    def run(moves: Sequence[Array | None], shifts: Sequence[Array]) -> list[Shifted]:
         replaying = _Replaying(numbers, shifts, iter(recording.made))
         values = [Shifted(v.working, v.high, move, v.error) for v, move in zip(starts, moves, strict=True)]
         return interpret_eagerly(replaying, program, values)
@@ -74,7 +77,7 @@ class _Recording(BallArithmetic):
 class _Replaying(Arithmetic[Shifted]):
     """The walk with distances; what its equations make is on record."""
 
-    def __init__(self, numbers: dict[Path, int], shifts: Array, made: Iterator[Sequence[Shifted]]):
+    def __init__(self, numbers: dict[Path, int], shifts: Sequence[Array], made: Iterator[Sequence[Shifted]]):
         self.numbers, self.shifts, self.made = numbers, shifts, made
 
     def lift(self, x: Any) -> Shifted:
@@ -87,4 +90,9 @@ class _Replaying(Arithmetic[Shifted]):
 
     def equation(self, eqn: Equation, operands: Sequence[Shifted], path: Path) -> tuple[list[Shifted], None]:
         shift = self.shifts[self.numbers[path]] if path in self.numbers else None
-        return with_distances(eqn, operands, next(self.made), shift), None
+        return _step(Recipe(eqn), list(operands), list(next(self.made)), shift), None
+
+
+@functools.partial(jax.jit, static_argnums=0)  # equations that compute alike are compiled once
+def _step(recipe: Recipe, operands: list[Shifted], made: list[Shifted], shift: Array | None) -> list[Shifted]:
+    return with_distances(recipe.eqn, operands, made, shift)

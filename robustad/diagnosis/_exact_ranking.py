@@ -32,13 +32,13 @@ def exact_rank(audited: Audited, wanted: Sequence[tuple[int, str, np.ndarray]], 
         log.debug("no ranking: %s", reason)
         return {}
 
-    def distances(moves: Sequence[Array | None], shifts: Array) -> tuple[list[Any], list[Any]]:
+    def distances(moves: Sequence[Array | None], shifts: Sequence[Array]) -> tuple[list[Any], list[Any]]:
         outs = run(moves, shifts)
         return [outs[k].distance for k, *_ in wanted], [outs[k].gap for k, *_ in wanted]
 
     twins = [_twin(x) for x in [*constants, *inputs]]
     start = [None if x is None else jnp.zeros_like(x) for x in twins]
-    moved, back, gaps = jax.vjp(distances, start, jnp.ones(len(sites), np.float64), has_aux=True)
+    moved, back, gaps = jax.vjp(distances, start, [jnp.ones((), np.float64)] * len(sites), has_aux=True)
     ranked = {}
     for k, (_, name, failing) in enumerate(wanted):
         gap = np.asarray(gaps[k])
@@ -54,7 +54,7 @@ def exact_rank(audited: Audited, wanted: Sequence[tuple[int, str, np.ndarray]], 
             for x, high, slope in zip(inputs, twins[len(constants) :], slopes[len(constants) :], strict=True)
             if high is not None
         ]
-        parts = {site.path: float(x) for site, x in zip(sites, np.asarray(shares)) if x}
+        parts = {site.path: float(x) for site, x in zip(sites, jax.device_get(shares)) if x}
         if np.isfinite(list(parts.values())).all():
             ranked[name] = Ranked(size, parts, norm(np.array(rounded)))
     return ranked
