@@ -29,8 +29,8 @@ MOST = 1000
 def exact_distances(
     program: Body, operands: Sequence[Any], numbers: dict[Path, int], bits: int
 ) -> Callable[..., list[Shifted]]:
-    """(distances of the operands, shifts: a scalar an equation) to the outputs with theirs, beside twins of `bits` of precision: see
-    `_contribution`.
+    """(distances of the operands, shifts: a scalar an equation) to the outputs with theirs, beside exact twins of `bits` of
+    precision: see `_contribution`.
 
     Raises:
         UnsupportedError: a primitive has no exact rule.
