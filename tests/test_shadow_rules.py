@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from robustad import _jaxpr
 from robustad.arithmetic import _shadow
 from robustad.arithmetic._shadow import RULES, Shadow
+from robustad.diagnosis import CotangentRecord, tap
 from tests._operands import cast, numbers, positive_definite, square, x, y
 from tests._walking import assert_close, assert_same_bits, assert_typed, in_float64, shadows, walk
 
@@ -188,6 +189,7 @@ ROWS = [Row(f.__name__, f, (domain,), dtypes) for f, domain, dtypes in UNARY] + 
     Row("squeeze", lambda x: x[:1].squeeze(0), (x,)),
     Row("stack", lambda x, y: jnp.stack([x, y]), (x, y)),
     Row("stop_gradient", lax.stop_gradient, (x,)),
+    Row("tap", lambda a: tap(a, CotangentRecord.zeros(dtype=jnp.promote_types(a.dtype, "float32"))), (x,)),
     Row("tile", lambda x: jnp.tile(x, (2, 1)), (x,)),
     Row("transpose", jnp.transpose, (x,), EVERY),
     Row("unstack", jnp.unstack, (x,)),
