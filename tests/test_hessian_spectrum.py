@@ -64,6 +64,12 @@ def test_quadratics(name):
         assert trace.trace == pytest.approx(true, rel=1e-5)
 
 
+def test_equal_eigenvalues_come_in_order():
+    found = hessian_eigenvalues(lambda x: x @ x / 2, k=3)(jnp.linspace(0, 1, 200))
+    assert (np.diff(found.top) <= 0).all() and (np.diff(found.bottom) >= 0).all()
+    np.testing.assert_allclose(found.top, 1, rtol=16 * EPS)
+
+
 def test_the_error_that_it_states():
     a = jnp.asarray(LARGE, jnp.float32)
     keys = jax.random.split(jax.random.key(1), 20)

@@ -137,11 +137,31 @@ def test_a_singular_jacobian_has_minus_infinity():
     u, v = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.3, -0.2, 0.25])
     found = of_linear()(jnp.ones(3), jnp.outer(u, v))
     assert found.exponents[0] == pytest.approx(math.log(0.65), rel=1e-5)
-    assert np.isneginf(found.exponents[1:]).all() and found.standard_error.max() < 1e-5
+    # Of rank one but for rounding: whether anything is left of the other directions cannot be told.
+    assert np.isnan(found.exponents[1:]).all() and found.standard_error[0] < 1e-5
+    assert found.kaplan_yorke_dimension == 0 and found.verdict == "stable"
+    flat = of_linear()(jnp.ones(3), jnp.zeros((3, 3)).at[0].set(v))
+    assert flat.exponents[0] == pytest.approx(math.log(0.3), rel=1e-5) and np.isneginf(flat.exponents[1:]).all()
     dead = of_linear()(jnp.ones(3), jnp.zeros((3, 3)))
     assert np.isneginf(dead.exponents).all() and dead.verdict == "stable" and dead.kaplan_yorke_dimension == 0
     assert dead.gradient_horizon() == 0 and dead.predictability_horizon().time == np.inf
     assert "-inf" in str(dead)
+
+
+def test_what_rounding_hides_is_unknown():
+    """In a step of 1 the third direction of Lorenz's flow shrinks by e^-15.5: below rounding in float32, not in float64."""
+
+    def unit_step(state):
+        return lax.fori_loop(0, 100, lambda _, s: lorenz(s), state)
+
+    of = lyapunov_exponents(unit_step, steps=200, burn_in=20)
+    start = dict.fromkeys("xyz", 1.0)
+    found = of(jax.tree.map(jnp.float32, start))
+    assert found.verdict == "chaotic" and np.isnan(found.exponents[2]) and np.isnan(found.standard_error[2])
+    assert np.isnan(found.kaplan_yorke_dimension) and "smaller steps, or a wider dtype" in str(found)
+    with jax.enable_x64(True):
+        found = of(jax.tree.map(jnp.float64, start))
+    assert found.exponents[2] == pytest.approx(-14.57, rel=0.02) and "wider dtype" not in str(found)
 
 
 def test_an_orbit_that_diverges_says_when():
@@ -257,6 +277,7 @@ reverse_only.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (lambda: lyapunov_exponents(jnp.sin)(jnp.ones(0)), "the state that `sin` takes is empty"),
         (lambda: lyapunov_exponents(3), "`step` must be a function; got int"),
         (lambda: lyapunov_exponents(logistic, steps=0), "`steps` must be an integer >= 1; got 0"),
         (lambda: lyapunov_exponents(logistic, steps=10, every=3), "`every`=3 must divide"),

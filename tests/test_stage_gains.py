@@ -74,6 +74,26 @@ def test_a_large_state_is_iterated():
     assert (found.log2_cumulative <= together + 1e-5).all()  # from below
 
 
+def test_what_a_product_amplifies_most_its_factors_may_not():
+    a, b = np.ones(100), np.ones(100)
+    a[:8], b[8] = 100, 150
+    scaled = stage_gains([lambda x: jnp.asarray(a, jnp.float32) * x, lambda x: jnp.asarray(b, jnp.float32) * x])
+    found = scaled(jnp.ones(100))
+    assert found.converged.all()
+    np.testing.assert_allclose(found.stage, [100, 150], rtol=1e-4)
+    np.testing.assert_allclose(found.cumulative, [100, 150], rtol=1e-4)
+
+
+def test_what_is_amplified_most_may_be_annihilated():
+    a, b = np.ones(100), np.ones(100)
+    a[:8], b[:8] = 1e30, 0
+    found = stage_gains([lambda x: jnp.asarray(a, jnp.float32) * x, lambda x: jnp.asarray(b, jnp.float32) * x])(
+        jnp.ones(100)
+    )
+    assert found.converged.all()
+    np.testing.assert_allclose(found.log2_cumulative, [30 * np.log2(10), 0], atol=1e-4)
+
+
 def test_the_product_is_not_the_product_of_the_norms():
     turn = jnp.asarray(np.diag([100.0, 0.01]), jnp.float32)
     swap = jnp.asarray([[0.0, 1.0], [1.0, 0.0]])
@@ -113,6 +133,7 @@ def test_it_prints_and_takes_modules():
         (lambda: stage_gains(body, length=2)(jnp.ones(2), jnp.ones((3, 2, 2))), "the scan's length must be given once"),
         (lambda: stage_gains(lambda c, x: c, length=2)(jnp.ones(2)), "must return .carry, y."),
         (lambda: stage_gains([jnp.argmax])(jnp.ones(2)), "must return floating arrays"),
+        (lambda: stage_gains([jnp.sin])(jnp.ones(0)), "the Jacobian of `sin` is empty: 0 x 0"),
         (lambda: stage_gains([jnp.sin])(3), "nothing to differentiate"),
         (lambda: jax.jit(lambda x: stage_gains([jnp.sin])(x).log2_stage)(jnp.ones(2)), "called on traced arrays"),
     ],

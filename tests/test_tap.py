@@ -76,6 +76,20 @@ def test_zeros_nonfinite_and_small_entries_are_counted(dtype):
     assert found.sums.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_subnormal_entries_are_no_zeros(dtype):
+    """Where the machine reads them as zeros too, as XLA's programs for CPUs do."""
+    with jax.enable_x64(dtype == "float64"):
+        least = float(jnp.finfo(dtype).smallest_subnormal)
+        c = jnp.asarray(np.array([0, 1, -1, 8, 50, 100]) * least, dtype)
+        wide = jnp.float64 if dtype == "float64" else jnp.float32
+        found = pulled(c, CotangentRecord.zeros(dtype=wide))
+        assert found.zero_fraction == pytest.approx(1 / 6) and found.below(dtype if least > 1e-50 else "float32") > 0.8
+        both = pulled(jnp.append(c, 2 * jnp.finfo(dtype).smallest_normal), CotangentRecord.zeros(dtype=wide))
+        units = np.array([1, 1, 8, 50, 100, 2 * float(jnp.finfo(dtype).smallest_normal) / least])
+        assert both.norm == pytest.approx(np.linalg.norm(units) * least, rel=1e-6, abs=0)
+
+
 @pytest.mark.parametrize("shape", [(0,), (), (3, 0), (5000,), (3, 4096), (2, 5000)])
 def test_any_number_of_entries(shape):
     c = jnp.asarray(np.random.default_rng(3).integers(-1, 5, shape), jnp.float32)
@@ -213,6 +227,9 @@ def test_forward_mode_and_second_derivatives():
 def test_what_it_refuses():
     with pytest.raises(TypeError, match=r"CotangentRecord\.zeros\(\)"):
         tap(jnp.ones(3), jnp.zeros(()))  # pyright: ignore[reportArgumentType]
+    for sums in (jnp.zeros(11, jnp.float16), jnp.zeros(10)):
+        with pytest.raises(TypeError, match="11 float32 or float64 numbers"):
+            tap(jnp.ones(3), CotangentRecord(sums))
     with pytest.raises(TypeError, match="one by one"):
         tap({"a": jnp.ones(3)}, ZERO)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="pass it in `xs`"):

@@ -14,7 +14,7 @@ from robustad import _jaxpr
 from robustad.diagnosis._accuracy import norm, wide
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._leaves import precision_of
-from robustad.diagnosis._options import count, numpy_seed
+from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import slopes_of
 from robustad.diagnosis._program import without_aux
 
@@ -92,8 +92,7 @@ def adjoint_test(
     >>> adjoint_test(lambda x: jnp.cumsum(jnp.tanh(x)))(jnp.array([0.5, 2.0])).ok
     True
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as adjoint_test(f)(*args).")
+    refuse_no_function(f, "adjoint_test")
     count("directions", directions, 1)
     seed = numpy_seed(key)
 
@@ -114,7 +113,7 @@ def adjoint_test(
             bound=bound,
             ok=bool((np.isfinite(error) & (error <= bound)).all()),
             tangents=linear.tangents,
-            function=getattr(f, "__name__", type(f).__name__),
+            function=name_of(f),
         )
 
     return test

@@ -23,6 +23,7 @@ from robustad.diagnosis._divergence import divergence, divergences, with_decisio
 from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._notes import lost, unreferenced
+from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
@@ -88,8 +89,7 @@ def audit(
         >>> report.ok, report.findings[0].kind, report.findings[0].primitive
         (False, 'zero-times-inf', 'sqrt')
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as audit(f)(*args).")
+    refuse_no_function(f, "audit")
     if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise AuditError(f"`threshold` must be a share of the precision in (0, 1]; got {threshold!r}.")
     if mode not in ("vjp", "jvp"):
@@ -175,7 +175,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         notes=tuple(notes),
         value_bits_lost=value_bits,
         value_reference=reference,
-        function=getattr(f, "__name__", type(f).__name__),
+        function=name_of(f),
         threshold=threshold,
         dtype=_dtype(audited),
         equations=len(audited.flow.sites),

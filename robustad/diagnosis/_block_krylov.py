@@ -14,12 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robustad.diagnosis._directions import directions
-from robustad.diagnosis._jacobian_operator import JacobianOperator
+from robustad.diagnosis._directions import directions, orthonormal_rows
+from robustad.diagnosis._jacobian_operator import WHOLE, JacobianOperator, columns
 
-WHOLE = 64  # products at most that form a small matrix
 WHOLE_SQUARE = 256  # the same for eigenvalues, which take more products to find without
-ROWS = 64  # products at a time
 BASIS = 48  # vectors in a cycle's space
 EXTRA = 3  # vectors of a block beyond the wanted ones
 
@@ -33,8 +31,8 @@ class Found(NamedTuple):
     products: Array
 
 
-Cycle = Callable[[Array], tuple[Array, Array, Array]]
-"""From a block's rows: values, residuals, the rows of a better block."""
+Cycle = Callable[[Array], tuple[Array, Array, Array, Array]]
+"""From a block's rows: values, residuals, the norm of the matrix as far as it is known, the rows of a better block."""
 
 
 def singular(operator: JacobianOperator, k: int, seed: Array, rtol: float, cycles: int) -> Found:
@@ -44,35 +42,35 @@ def singular(operator: JacobianOperator, k: int, seed: Array, rtol: float, cycle
     n, width = operator.inputs, k + EXTRA
     if n <= max(WHOLE, 3 * width):
         u, s, vt = jnp.linalg.svd(columns(operator), full_matrices=False)
-        return _whole(s[:k], operator, _residuals(operator.pull(u.T[:k]) - s[:k, None] * vt[:k]), rtol)
+        return _whole(s[:k], operator, _residuals(operator.pull(u.T[:k]) - s[:k, None] * vt[:k]), rtol * s[0])
 
-    def cycle(block: Array) -> tuple[Array, Array, Array]:
-        space, images = _krylov(operator, block, seed, lambda image: operator.pull(_rows(image)))
+    def cycle(block: Array) -> tuple[Array, Array, Array, Array]:
+        space, images = _krylov(operator, block, seed, lambda image: operator.pull(orthonormal_rows(image)))
         u, r = jnp.linalg.qr(images.T)  # J spaceᵀ = u r
         a, s, b = jnp.linalg.svd(r)
         v = b[:width] @ space
         residual = operator.pull((u @ a[:, :width]).T) - s[:width, None] * v
-        return s[:k], _residuals(residual[:k]), v
+        return s[:k], _residuals(residual[:k]), s[0], v
 
     return _restarted(cycle, operator, width, k, seed, rtol, cycles, _depth(width) * 2 * width + width)
 
 
 def eigen(operator: JacobianOperator, k: int, seed: Array, rtol: float, cycles: int) -> Found:
-    """The k eigenvalues of largest modulus of a square matrix, complex."""
+    """The k eigenvalues of largest modulus of a square matrix, complex; residuals are compared with the matrix's norm."""
     n, width = operator.inputs, k + EXTRA
     if n <= max(WHOLE_SQUARE, 3 * width):
         matrix = columns(operator)
         values, vectors = _eig(matrix, k)
         images = matrix.astype(vectors.dtype) @ vectors
-        return _whole(values, operator, _residuals((images - values * vectors).T), rtol)
+        return _whole(values, operator, _residuals((images - values * vectors).T), rtol * _norm(matrix))
 
-    def cycle(block: Array) -> tuple[Array, Array, Array]:
+    def cycle(block: Array) -> tuple[Array, Array, Array, Array]:
         space, images = _krylov(operator, block, seed, lambda image: image)
         values, vectors = _eig(space @ images.T, width)
         residual = images.T.astype(vectors.dtype) @ vectors - space.T.astype(vectors.dtype) @ (values * vectors)
         # Of a complex pair, the real part of one vector and the imaginary part of the other: they span the same plane.
         coefficients = jnp.where(values.imag < 0, vectors.imag, vectors.real)
-        return values[:k], _residuals(residual.T[:k]), _rows(coefficients.T @ space)
+        return values[:k], _residuals(residual.T[:k]), _norm(images), orthonormal_rows(coefficients.T @ space)
 
     return _restarted(cycle, operator, width, k, seed, rtol, cycles, _depth(width) * width)
 
@@ -85,21 +83,14 @@ def _eig(matrix: Array, k: int) -> tuple[Array, Array]:
     return jnp.where(finite, values[order], jnp.nan), vectors[:, order]
 
 
-def columns(operator: JacobianOperator) -> Array:
-    """The matrix itself."""
-    rows = jnp.eye(operator.inputs, dtype=operator.dtype)
-    if len(rows) <= ROWS:
-        return operator.push(rows).T
-    return lax.map(lambda row: operator.push(row[None])[0], rows, batch_size=ROWS).T
-
-
-def _whole(values: Array, operator: JacobianOperator, residuals: Array, rtol: float) -> Found:
+def _whole(values: Array, operator: JacobianOperator, residuals: Array, tolerance: Array) -> Found:
     products = jnp.full((), operator.inputs, jnp.int32)
-    return Found(values, residuals, _settled(values, residuals, rtol), products)
+    return Found(values, residuals, jnp.all(residuals <= tolerance), products)
 
 
-def _settled(values: Array, residuals: Array, rtol: float) -> Array:
-    return jnp.all(residuals <= rtol * jnp.max(jnp.abs(values)))
+def _norm(matrix: Array) -> Array:
+    finite = jnp.isfinite(matrix).all()
+    return jnp.where(finite, jnp.linalg.svd(jnp.where(finite, matrix, 0), compute_uv=False)[0], jnp.nan)
 
 
 def _residuals(rows: Array) -> Array:
@@ -134,31 +125,26 @@ def _krylov(
     return space, images
 
 
-def _rows(rows: Array) -> Array:
-    """Orthonormal ones with the same span."""
-    return jnp.linalg.qr(rows.T)[0].T
-
-
 def _orthonormal(rows: Array, space: Array) -> Array:
     """Orthonormal rows, orthogonal to a space. Thrice: where only rounding is left, QR makes it as large as the rest."""
-    return lax.fori_loop(0, 3, lambda _, rows: _rows(rows - (rows @ space.T) @ space), rows)
+    return lax.fori_loop(0, 3, lambda _, rows: orthonormal_rows(rows - (rows @ space.T) @ space), rows)
 
 
 def _restarted(
     cycle: Cycle, operator: JacobianOperator, width: int, k: int, seed: Array, rtol: float, cycles: int, products: int
 ) -> Found:
-    def going(state: tuple[Array, Array, Array, Array]) -> Array:
-        made, _, values, residuals = state
+    def going(state: tuple[Array, Array, Array, Array, Array]) -> Array:
+        made, _, _, residuals, norm = state
         # NaN compares false: a Jacobian that is not finite ends it.
-        return (made == 0) | ((made < cycles) & jnp.any(residuals > rtol * jnp.max(jnp.abs(values))))
+        return (made == 0) | ((made < cycles) & jnp.any(residuals > rtol * norm))
 
-    def again(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        made, block, _, _ = state
-        values, residuals, block = cycle(block)
-        return made + 1, block, values, residuals
+    def again(state: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
+        made, block, *_ = state
+        values, residuals, norm, block = cycle(block)
+        return made + 1, block, values, residuals, norm
 
-    block = _rows(directions((width, operator.inputs), operator.dtype, seed + jnp.uint32(1)))
-    values, residuals, _ = (jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(cycle, block))
+    block = orthonormal_rows(directions((width, operator.inputs), operator.dtype, seed + jnp.uint32(1)))
+    values, residuals, norm, _ = (jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(cycle, block))
     made = jnp.zeros((), jnp.int32)
-    made, _, values, residuals = lax.while_loop(going, again, (made, block, values, residuals))
-    return Found(values, residuals, _settled(values, residuals, rtol), made * products)
+    made, _, values, residuals, norm = lax.while_loop(going, again, (made, block, values, residuals, norm))
+    return Found(values, residuals, jnp.all(residuals <= rtol * norm), made * products)

@@ -21,6 +21,7 @@ from robustad.arithmetic._shadow import Shadow, Shadowed
 from robustad.diagnosis import _margin_records, _predicates
 from robustad.diagnosis._arguments import take_apart
 from robustad.diagnosis._margin_report import BranchMargin, BranchMargins, Sample
+from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._tracing import refuse_tracers, traced
 
 
@@ -60,8 +61,7 @@ def branch_margin(f: Callable[..., Any]) -> Callable[..., BranchMargins]:
         >>> margins.smallest.margin, margins.smallest.primitive, margins.smallest.index
         (1.0, 'gt', (1,))
     """
-    if not callable(f):
-        raise ValueError(f"`f` must be a function; got {type(f).__name__}. Call it as branch_margin(f)(*args).")
+    refuse_no_function(f, "branch_margin")
 
     @functools.wraps(f, updated=())
     def margined(*args: Any, **kwargs: Any) -> BranchMargins:
@@ -74,7 +74,7 @@ def branch_margin(f: Callable[..., Any]) -> Callable[..., BranchMargins]:
 def _run(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BranchMargins:
     started = time.perf_counter()
     refuse_tracers("branch_margin", (args, kwargs))
-    name = getattr(f, "__name__", type(f).__name__)
+    name = name_of(f)
     parts = [take_apart(x, True) for x in (*args, kwargs)]
 
     def call(leaves: Sequence[Sequence[Array]], others: Sequence[Sequence[Array]]) -> list[Any]:

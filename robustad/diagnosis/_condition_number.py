@@ -19,6 +19,7 @@ from robustad.diagnosis._amplification import Amplification
 from robustad.diagnosis._arguments import AuditError, arguments
 from robustad.diagnosis._condition_report import ConditionNumber, LeafCondition
 from robustad.diagnosis._linearization import DerivativeError, Linearization, linearize
+from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._program import without_aux
 from robustad.diagnosis._tracing import refuse_tracers, traced
 
@@ -65,8 +66,7 @@ def condition_number(
         >>> round(found.componentwise / 2**21, 5), round(found.digits_left("float32"), 1)
         (1.0, 0.9)
     """
-    if not callable(f):
-        raise ValueError(f"`f` must be a function; got {type(f).__name__}. Call it as condition_number(f)(*args).")
+    refuse_no_function(f, "condition_number")
 
     @functools.wraps(f, updated=())
     def conditioned(*args: Any, **kwargs: Any) -> ConditionNumber:
@@ -81,7 +81,7 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
     taken = arguments(f, argnums, args, kwargs)
     leaves, names = _real(taken.leaves, taken.names)
     results: list[str] = []
-    name = getattr(f, "__name__", type(f).__name__)
+    name = name_of(f)
 
     def real(leaves: list[Array], others: list[Array]) -> list[Array]:
         given = iter(leaves)

@@ -1,8 +1,10 @@
 """What is kept of a cotangent: sums, so that records which automatic differentiation adds are the record of all of them."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +28,14 @@ _AT = {name: k for k, name in enumerate(FIELDS)}
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CotangentRecord:
     r"""What `tap` records of a cotangent.
 
     The fields are sums over entries, so that where JAX adds records (a tap used twice, a loop, `vmap`, a mesh) the sum is
-    the record of all of the cotangents together. The one exception is `largest`, which is then an upper bound.
+    the record of all of the cotangents together. The one exception is `largest`, which is then an upper bound. Counts are
+    exact to 2^24 entries (2^53 in a float64 record). Subnormal numbers count as what they are, where the machine reads them
+    as 0 too; `norm` and `largest` of nothing else are 0 there.
 
     Attributes:
         sums: floating, shape (..., 11): the fields, by axes of the record. Read them by the properties, each of shape (...).
@@ -117,42 +121,51 @@ def record(x: Array, axes: int, dtype: jax.typing.DTypeLike) -> Array:
     """The `sums` of an array, apart for each index of its first `axes` axes."""
     if jnp.iscomplexobj(x):
         x = jnp.stack([lax.real(x), lax.imag(x)], -1)
-    x = lax.convert_element_type(x, dtype).reshape(*x.shape[:axes], -1)
-    return _record(x)
+    if jnp.finfo(x.dtype).bits < 16:
+        x = lax.convert_element_type(x, dtype)
+    return _record(x.reshape(*x.shape[:axes], -1), jnp.dtype(dtype))
 
 
 _CHUNK = 4096
 """How many terms are added one by one."""
 
 
-@jax.jit  # traced once for each shape, however many layers have it
-def _record(x: Array) -> Array:
-    # The barrier: XLA would make (x scale)^2 of a constant cotangent x^2 scale^2, which is 0 times infinity.
-    x = lax.optimization_barrier(lax.abs(x))
+@functools.partial(jax.jit, static_argnums=1)  # traced once for each shape, however many layers have it
+def _record(x: Array, dtype: Any) -> Array:
+    # Kinds are told by bits: where the machine reads subnormal numbers as 0, so does every comparison. The barrier: XLA
+    # would make (x scale)^2 of a constant cotangent x^2 scale^2, which is 0 times infinity.
+    x = lax.optimization_barrier(x)
     shape, size = x.shape[:-1], x.shape[-1]
     padding = -size % _CHUNK if size > _CHUNK else 0
     x = jnp.pad(x, [(0, 0)] * len(shape) + [(0, padding)])
     x = x.reshape(*shape, -1, _CHUNK) if padding or size > _CHUNK else x[..., None, :]
-    finite = x < jnp.inf
-    y = jnp.where(finite, x, 0)
+    bits = _magnitude_bits(x)
+    finite = bits < _bits_of(np.inf, x.dtype)
+    y = jnp.where(finite, lax.abs(lax.convert_element_type(x, dtype)), 0)
     # Blue, A portable Fortran program to find the Euclidean norm of a vector (ACM TOMS 4, 1978): exact powers of two bring
     # what is small or large near 1.
-    up, down = scales(x.dtype)
+    up, down = scales(dtype)
     low, high = y < math.sqrt(down), y > math.sqrt(up)
     scaled = jnp.where(low, y * up, jnp.where(high, y * down, y))
+    if jnp.finfo(x.dtype).minexp == jnp.finfo(dtype).minexp:
+        subnormal = bits < _bits_of(jnp.finfo(x.dtype).smallest_normal, x.dtype)
+        unit = jnp.asarray(float(jnp.finfo(x.dtype).smallest_subnormal) * up, dtype)
+        scaled = jnp.where(subnormal, lax.convert_element_type(bits, dtype) * unit, scaled)
     square = scaled * scaled
     squares = [jnp.where(mask, square, 0) for mask in (low, ~(low | high), high)]
-    some = y > 0
-    masks = [y == 0, ~finite, some & (y < 2.0**-14), some & (y <= 2.0**-25), some & (y < 2.0**-126)]
+    some = bits > 0
+    limits = (2.0**-14, np.nextafter(2.0**-25, 1.0), 2.0**-126)
+    masks = [~some, ~finite, *(some & (bits < _bits_of(limit, x.dtype)) for limit in limits)]
     # One pass over the entries.
     peak, small, medium, large, *counts = _together([y, *squares, *(mask.astype(jnp.int32) for mask in masks)])
-    zeros, nonfinite, below_float16, lost_float16, below_float32 = (n.astype(x.dtype) for n in counts)
+    zeros, *others = counts
+    zeros, nonfinite, below_float16, lost_float16, below_float32 = (n.astype(dtype) for n in (zeros - padding, *others))
     ones = jnp.ones_like(peak)
     return jnp.stack(
         [
             ones,
             ones * size,
-            zeros - nonfinite - padding,
+            zeros,
             nonfinite,
             small,
             medium,
@@ -164,6 +177,20 @@ def _record(x: Array) -> Array:
         ],
         -1,
     )
+
+
+def _magnitude_bits(x: Array) -> Array:
+    """The bits without the sign, as unsigned integers: in the order of the magnitudes."""
+    width = jnp.finfo(x.dtype).bits
+    bits = lax.bitcast_convert_type(x, f"uint{width}")
+    return bits & np.asarray((1 << (width - 1)) - 1, bits.dtype)
+
+
+def _bits_of(limit: Any, dtype: Any) -> np.ndarray:
+    """Those of the least number of a dtype that is not below a limit."""
+    rounded = np.asarray(limit).astype(dtype)
+    bits = rounded.view(f"uint{jnp.finfo(dtype).bits}")
+    return bits if rounded.astype(np.float64) >= limit else bits + bits.dtype.type(1)
 
 
 def _together(xs: list[Array]) -> list[Array]:

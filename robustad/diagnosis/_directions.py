@@ -17,6 +17,12 @@ def seed_of(key: Array | None) -> Array:
     return jnp.zeros((), jnp.uint32) if key is None else jax.random.bits(key, (), jnp.uint32)
 
 
+@jax.jit
+def orthonormal_rows(rows: Array) -> Array:
+    """Orthonormal ones with the same span."""
+    return jnp.linalg.qr(rows.T)[0].T
+
+
 def directions(shape: tuple[int, ...], dtype: Any, seed: Array) -> Array:
     """Elements between -1 and 1, from MurmurHash3's finalizer of their indices."""
     h = jax.lax.iota(jnp.uint32, math.prod(shape))

@@ -7,7 +7,7 @@ parameter meets data is a use of it. A layer's output is the last one: that of t
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Cond, Equation, Location, Path, Scan, ShardMap
@@ -39,7 +39,8 @@ class Stage:
 
     layer: the number of the layer. kind: of an elementwise nonlinearity, else "". sliced: those of the `loops` that run over
     the leaf's leading axes, so that each iteration is another layer; the others are steps. owner: of a nonlinearity, the
-    stage of the layer that it belongs to.
+    stage of the layer that it belongs to; carried, first: the paths of the loops in whose every iteration but the first, or
+    in whose first one alone, it does; in the former it belongs to the iteration before, since its operand was carried.
     """
 
     path: Path
@@ -50,15 +51,29 @@ class Stage:
     location: Location | None
     kind: str = ""
     owner: "Stage | None" = None
+    carried: frozenset[Path] = frozenset()
+    first: frozenset[Path] = frozenset()
+
+
+class _Passed(NamedTuple):
+    """The last use that data has passed: its number, or -1. when: the same, but where it was passed in an iteration before,
+    just before the uses of this one. carried: the loops whose iteration before that was."""
+
+    when: float = -1.0
+    use: int = -1
+    carried: frozenset[Path] = frozenset()
+
+
+_NONE = _Passed()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tag:
-    """leaves: the parameters that a value is computed of; none of data. use: the last use that data has passed, or -1."""
+    """leaves: the parameters that a value is computed of; none of data."""
 
     leaves: frozenset[int] = frozenset()
     sliced: frozenset[Path] = frozenset()
-    use: int = -1
+    passed: _Passed = _NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +113,9 @@ def planned(program: Body, layers: Sequence[int]) -> Plan:
         sliced = tuple(loop for loop in use.loops if loop.path in use.sliced)
         stages.append(Stage(use.path, layer, use.loops, sliced, use.dtype, use.location))
         outputs.setdefault(layer, []).append((k, stages[-1]))
-    for activation, use in walk.activations:
+    for activation, (_, use, _) in walk.activations:
+        if use < 0:
+            continue
         layer = layers[walk.uses[use].leaf]
         # Inside a layer, before its output, or behind that.
         owner = next((stage for k, stage in outputs[layer] if k >= use), outputs[layer][-1][1])
@@ -114,7 +131,7 @@ class _Walk:
         self.layers = layers
         self.alone = alone
         self.uses: list[_Use] = []
-        self.activations: list[tuple[Stage, int]] = []
+        self.activations: list[tuple[Stage, _Passed]] = []
 
     def run(self, program: Body) -> None:
         parameters = [_Tag(frozenset((k,))) for k in range(len(self.layers))]
@@ -156,10 +173,21 @@ class _Walk:
             entry = scan.body.inputs[start + k]
             counter = tag is None and not _jaxpr.is_inexact(entry)
             kept = scan.body.outputs[k] is entry or counter
-            carried.append(tag if kept else _Tag(use=tag.use if tag else -1))
+            carried.append(tag if kept else _Tag(passed=tag.passed if tag else _NONE))
         sliced = [t and dataclasses.replace(t, sliced=t.sliced | {path}) if t and t.leaves else t for t in ins[stop:]]
         within = (*loops, Loop(path, scan.length, scan.reverse))
-        outs = self._body(scan.body, [*ins[:start], *carried, *sliced], (*path, 0), within, location)
+
+        def body(carried: list[_Tag | None]) -> list[_Tag | None]:
+            return self._body(scan.body, [*ins[:start], *carried, *sliced], (*path, 0), within, location)
+
+        uses, activations = len(self.uses), len(self.activations)
+        outs = body(carried)
+        later = [_onward(tag, out, within, uses) for tag, out in zip(carried, outs)]
+        if later != carried:  # what is carried has passed uses in the iteration before
+            first = self.activations[activations:]
+            del self.uses[uses:], self.activations[activations:]
+            outs = body(later)
+            self.activations[activations:] = _turned(first, self.activations[activations:], path)
         return [t and dataclasses.replace(t, sliced=t.sliced - {path}) for t in outs]
 
     def _equation(
@@ -167,13 +195,13 @@ class _Walk:
     ) -> _Tag | None:
         merged, floating = _merged(ins), [v for v in eqn.outvars if _jaxpr.is_inexact(v)]
         if merged is None or not floating or eqn.primitive.name == "stop_gradient":
-            return merged and _Tag(use=merged.use)
+            return merged and _Tag(passed=merged.passed)
         data = any(t is not None and not t.leaves for t in ins)
         if not merged.leaves:
             kind = _activations.kind(eqn)
-            if kind and merged.use >= 0:
+            if kind:
                 found = Stage(path, -1, loops, (), _jaxpr.aval(floating[0]).dtype, location, kind)
-                self.activations.append((found, merged.use))
+                self.activations.append((found, merged.passed))
             return merged
         if not data and (not self.alone or eqn.primitive.name in _RESHAPING):
             # A number made of a whole parameter (a penalty, a norm) is no layer's output.
@@ -182,7 +210,30 @@ class _Walk:
         for leaf in sorted(merged.leaves):
             sliced = frozenset().union(*(t.sliced for t in ins if t is not None and leaf in t.leaves))
             self.uses.append(_Use(leaf, path, loops, sliced, _jaxpr.aval(floating[0]).dtype, location))
-        return _Tag(use=len(self.uses) - 1)
+        use = len(self.uses) - 1
+        return _Tag(passed=_Passed(use, use))
+
+
+def _onward(before: _Tag | None, after: _Tag | None, loops: tuple[Loop, ...], uses: int) -> _Tag | None:
+    """What the innermost of the loops carries into its second iteration; `uses` were there before it."""
+    if before is None or after is None or before.leaves or after.passed.when < uses:
+        return before
+    when = uses - 0.5 ** len(loops)  # after what the loops around it carry
+    return dataclasses.replace(before, passed=_Passed(when, after.passed.use, frozenset((loops[-1].path,))))
+
+
+def _turned(
+    first: list[tuple[Stage, _Passed]], later: list[tuple[Stage, _Passed]], path: Path
+) -> list[tuple[Stage, _Passed]]:
+    """The nonlinearities of a scan's body, from a walk of its first iteration and of its second."""
+    found = []
+    for (one, was), (other, passed) in zip(first, later, strict=True):
+        if path in passed.carried:
+            found.append((dataclasses.replace(one, first=one.first | {path}), was))
+            found.append((dataclasses.replace(other, carried=other.carried | {path}), passed))
+        else:
+            found.append((other, passed))
+    return found
 
 
 def _merged(tags: Sequence[_Tag | None]) -> _Tag | None:
@@ -190,7 +241,8 @@ def _merged(tags: Sequence[_Tag | None]) -> _Tag | None:
     if not known:
         return None
     sliced = frozenset().union(*(t.sliced for t in known))
-    return _Tag(frozenset().union(*(t.leaves for t in known)), sliced, max(t.use for t in known))
+    last = max((t.passed for t in known), key=lambda passed: passed[:2])
+    return _Tag(frozenset().union(*(t.leaves for t in known)), sliced, last)
 
 
 def _size(atom: Any) -> int:

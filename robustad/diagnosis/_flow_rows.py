@@ -102,12 +102,20 @@ def _slice(plan: Plan, measured: Measured, leaf: int, index: tuple[int, ...]) ->
 def _picked(stage: Stage, layer: Stage, index: tuple[int, ...], records: np.ndarray) -> np.ndarray:
     """Of a stage's records those of one layer, as (steps in the order in which they run, fields)."""
     where = dict(zip((loop.path for loop in layer.sliced), index))
+    around = {loop.path for loop in stage.loops}
+    if any(
+        i != (0 if loop.reverse else loop.length - 1) for loop, i in zip(layer.sliced, index) if loop.path not in around
+    ):
+        return records[:0].reshape(-1, records.shape[-1])  # what follows a loop belongs to the last one that it ran
     for axis in reversed(range(len(stage.loops))):
         loop = stage.loops[axis]
+        turns = np.arange(loop.length)[:: -1 if loop.reverse else 1]
+        if loop.path in stage.first:
+            turns = turns[:1]
+        own = turns[1:] if loop.path in stage.carried else turns  # the turn of a layer's nonlinearity: the next one's
         if loop.path in where:
-            records = np.take(records, where[loop.path], axis)
-        elif loop.reverse:
-            records = np.flip(records, axis)
+            own = own[turns[: len(own)] == where[loop.path]]
+        records = np.take(records, own, axis)
     return records.reshape(-1, records.shape[-1])
 
 

@@ -15,7 +15,7 @@ from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._grad_check_report import GradCheck, LeafCheck
 from robustad.diagnosis._judgement import judged, known
-from robustad.diagnosis._options import count, numpy_seed
+from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function, refuse_no_rtol
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import Probes, from_coordinates, probes
 from robustad.diagnosis._program import Audited, derivative_program
@@ -72,8 +72,7 @@ def grad_check(
     >>> check.ok, check.checks[0].got, f"{check.checks[0].expected_there:.4g}"
     (False, 0.0, '5.961e-08')
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as grad_check(f)(*args).")
+    refuse_no_function(f, "grad_check")
     options = _Options.checked(scales, order, rtol, elements, directions, key)
 
     @functools.wraps(f, updated=())
@@ -102,8 +101,7 @@ class _Options:
             raise AuditError(f"`scales` must be finite numbers other than 0; got {scales!r}.")
         if not isinstance(order, int) or isinstance(order, bool) or order not in (1, 2, 3):
             raise AuditError(f"`order` must be 1, 2 or 3; got {order!r}.")
-        if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
-            raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
+        refuse_no_rtol(rtol)
         count("elements", elements, 0)
         count("directions", directions, 0)
         if elements + directions == 0:
@@ -147,7 +145,7 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
         value=first.value,
         value_reference=first.value_reference,
         notes=tuple(dict.fromkeys([*_of_the_value(first, options), *notes])),
-        function=getattr(f, "__name__", type(f).__name__),
+        function=name_of(f),
         seconds=time.perf_counter() - started,
     )
 

@@ -17,6 +17,7 @@ from robustad.diagnosis._flow_layers import Plan, Stage, planned
 from robustad.diagnosis._flow_report import GradientFlow
 from robustad.diagnosis._flow_rows import Measured, rows
 from robustad.diagnosis._flow_verdicts import judged
+from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._program import checked_scalar, without_aux
 from robustad.diagnosis._tapped import Tapped
 from robustad.diagnosis._tracing import refuse_tracers, traced
@@ -73,8 +74,7 @@ def gradient_flow(
         >>> flow.verdict, round(flow.factor, 3), [layer.name for layer in flow.layers if layer.verdict == "vanishing"]
         ('vanishing', 0.25, ['0', '1', '2'])
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as gradient_flow(f)(*args).")
+    refuse_no_function(f, "gradient_flow")
 
     @functools.wraps(f, updated=())
     def flow(*args: Any, **kwargs: Any) -> GradientFlow:
@@ -120,7 +120,7 @@ def _run(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dic
 def tapping(f: Any, argnums: Any, has_aux: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tapping:
     """The `Tapping` of a call."""
     taken = arguments(f, argnums, args, kwargs)
-    name = getattr(f, "__name__", type(f).__name__)
+    name = name_of(f)
 
     def scalar(leaves: list[Array], others: list[Array]) -> Array:
         return checked_scalar(without_aux(taken.call(leaves, others), has_aux), has_aux)

@@ -11,22 +11,21 @@ import numpy as np
 from jax import Array, lax
 
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
-from robustad.diagnosis._block_krylov import ROWS, WHOLE, columns
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._hessian_report import HessianEigenvalues, HessianTrace
-from robustad.diagnosis._jacobian_operator import JacobianOperator, unit
+from robustad.diagnosis._jacobian_operator import ROWS, WHOLE, JacobianOperator, columns, unit
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import count, refuse_no_key, refuse_no_rtol
+from robustad.diagnosis._options import count, name_of, refuse_no_function, refuse_no_key, refuse_no_rtol
 from robustad.diagnosis._program import checked_scalar, without_aux
 
 
 def hessian_eigenvalues(
     f: Callable[..., Any],
     *,
-    k: int = 1,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    k: int = 1,
     iterations: int | None = None,
     rtol: float | None = None,
     key: Array | None = None,
@@ -40,8 +39,8 @@ def hessian_eigenvalues(
 
     Args:
         f: a real scalar function, as for `jax.grad`.
-        k: how many at each end.
         argnums, has_aux: as for `jax.grad`; flax nnx and equinox modules are differentiated in their parameters.
+        k: how many at each end.
         iterations: Lanczos steps, each a product and a vector kept; by default 64, or 8 k if that is more. More of them are
             what helps where it has not converged.
         rtol: converged where every residual is at most this share of the largest modulus; by default the square root of
@@ -105,9 +104,9 @@ def hessian_eigenvalues(
 def hessian_trace(
     f: Callable[..., Any],
     *,
-    samples: int = 32,
     argnums: int | Sequence[int] = 0,
     has_aux: bool = False,
+    samples: int = 32,
     key: Array | None = None,
 ) -> Callable[..., HessianTrace]:
     r"""The trace of the Hessian of a loss, the sum of its eigenvalues, with a standard error.
@@ -163,8 +162,7 @@ def hessian_trace(
 
 
 def _check(tool: str, f: Any, key: Any) -> None:
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as {tool}(f)(*args).")
+    refuse_no_function(f, tool)
     refuse_no_key(key)
 
 
@@ -183,7 +181,7 @@ def _run(
     f: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any, key: Any, solve: Callable[..., tuple[Array, ...]]
 ) -> tuple[tuple[Array, ...], str, int]:
     taken = arguments(f, argnums, args, kwargs)
-    name = getattr(f, "__name__", type(f).__name__)
+    name = name_of(f)
 
     @jax.jit
     def run(leaves: list[Array], others: list[Array], key: Array) -> tuple[Array, ...]:
@@ -247,7 +245,8 @@ def _lanczos(operator: JacobianOperator, steps: int, key: Array) -> tuple[Array,
     space = vectors.T @ found.Q_tall
     images = lax.map(lambda row: operator.push(row[None])[0], space, batch_size=ROWS)
     values = jnp.sum(images * space, axis=1)
-    return values, _lengths(images - values[:, None] * space)
+    order = jnp.argsort(values)  # Rayleigh quotients of nearly equal ones are not in the order of the Ritz values
+    return values[order], _lengths(images - values[:, None] * space)[order]
 
 
 def _lengths(rows: Array) -> Array:

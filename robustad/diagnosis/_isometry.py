@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robustad.diagnosis._arguments import AuditError, arguments
-from robustad.diagnosis._block_krylov import ROWS, WHOLE, columns
+from robustad.diagnosis._arguments import arguments
 from robustad.diagnosis._directions import seed_of
-from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
+from robustad.diagnosis._jacobian_operator import ROWS, WHOLE, JacobianOperator, columns, jacobian_operator
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import count, refuse_no_key
+from robustad.diagnosis._options import count, name_of, refuse_no_function, refuse_no_key
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +54,12 @@ class IsometryDefect:
 
 
 def isometry_defect(
-    f: Callable[..., Any], *, argnums: int | Sequence[int] = 0, samples: int = 32, key: Array | None = None
+    f: Callable[..., Any],
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    samples: int = 32,
+    key: Array | None = None,
 ) -> Callable[..., IsometryDefect]:
     r"""How far the Jacobian of `f` is from an isometry, up to scale: how unequally it treats directions.
 
@@ -71,6 +75,7 @@ def isometry_defect(
     Args:
         f: a function of arrays or pytrees to arrays or pytrees; its floating results count.
         argnums: the positional arguments whose floating leaves are the inputs.
+        has_aux: whether `f` returns (value, aux); aux does not count.
         samples: how many random directions, of large Jacobians.
         key: `jax.random.key` that draws them; by default always the same.
 
@@ -92,20 +97,19 @@ def isometry_defect(
         >>> bool(found.defect < 1e-6), float(found.scale)
         (True, 3.0)
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as isometry_defect(f)(*args).")
+    refuse_no_function(f, "isometry_defect")
     count("samples", samples, 2)
     refuse_no_key(key)
 
     @functools.wraps(f, updated=())
     def measured(*args: Any, **kwargs: Any) -> IsometryDefect:
         taken = arguments(f, argnums, args, kwargs)
-        name = getattr(f, "__name__", type(f).__name__)
+        name = name_of(f)
         shape: list[int] = []
 
         @jax.jit
         def run(leaves: list[Array], others: list[Array], key: Array) -> tuple[Array, Array, Array]:
-            operator = jacobian_operator(taken, leaves, others, name)
+            operator = jacobian_operator(taken, leaves, others, has_aux, name)
             shape[:] = operator.outputs, operator.inputs
             operator, e = operator.scaled(seed_of(None))
             if operator.outputs < operator.inputs:

@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from robustad import _jaxpr
 from robustad.diagnosis._arguments import Arguments, AuditError
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions
+from robustad.diagnosis._program import without_aux
+
+WHOLE = 64  # products at most that form a small matrix
+ROWS = 64  # products at a time
 
 Product = Callable[[Array], Array]
 """Of vectors, one a row."""
@@ -58,16 +62,17 @@ class JacobianOperator:
 
 
 def jacobian_operator(
-    taken: Arguments, leaves: Sequence[Array], others: Sequence[Array], name: str
+    taken: Arguments, leaves: Sequence[Array], others: Sequence[Array], has_aux: bool, name: str
 ) -> JacobianOperator:
     """The Jacobian at `leaves` of the floating results of `taken.call(leaves, others)`.
 
     Raises:
-        AuditError: the function returns no floating array, or (when a product is used) JAX cannot differentiate it.
+        AuditError: the function returns no floating array; inputs or results have no elements; or (when a product is used)
+            JAX cannot differentiate it.
     """
 
     def values(leaves: Sequence[Array]) -> list[Array]:
-        out = jax.tree.leaves(taken.call(leaves, others))
+        out = jax.tree.leaves(without_aux(taken.call(leaves, others), has_aux))
         kinds = jax.Array | np.ndarray | np.generic | float | complex
         floats = [y for y in (jnp.asarray(x) for x in out if isinstance(x, kinds)) if _jaxpr.is_inexact(y)]
         if not floats:
@@ -78,6 +83,10 @@ def jacobian_operator(
     shapes = jax.eval_shape(values, leaves)
     dtype = working_dtype([*leaves, *shapes])
     x, y = Coordinates.of(leaves, dtype), Coordinates.of(shapes, dtype)
+    if not x.size * y.size:
+        raise AuditError(
+            f"the Jacobian of `{name}` is empty: {y.size} x {x.size}. Most likely an array has no elements."
+        )
     try:
         _, pushed = jax.linearize(values, leaves)
         jax.eval_shape(jax.vmap(pushed), [x[None] for x in leaves])
@@ -104,6 +113,14 @@ def jacobian_operator(
         return x.vector([u.conj() for u in found])
 
     return JacobianOperator(jax.vmap(push), jax.vmap(pull), x.size, y.size, dtype, epsilon([*leaves, *shapes]))
+
+
+def columns(operator: JacobianOperator) -> Array:
+    """The matrix itself."""
+    rows = jnp.eye(operator.inputs, dtype=operator.dtype)
+    if len(rows) <= ROWS:
+        return operator.push(rows).T
+    return lax.map(lambda row: operator.push(row[None])[0], rows, batch_size=ROWS).T
 
 
 def unit(operator: JacobianOperator, seed: Array) -> Array:

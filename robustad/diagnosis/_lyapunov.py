@@ -18,7 +18,7 @@ from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._lyapunov_report import LyapunovExponents
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import count, refuse_no_key
+from robustad.diagnosis._options import count, name_of, refuse_no_function, refuse_no_key
 
 BLOCKS = 32
 ALL = 32  # components: of a state of as many, all exponents by default; of a larger one as many
@@ -55,7 +55,7 @@ def lyapunov_exponents(
         dt: the time that a step takes, so that exponents of a flow are per unit of time.
         k: how many exponents, the largest first; by default all, but 32 at most.
         every: make the vectors orthonormal every so many steps; it must divide `steps` and `burn_in`. Vectors that come
-            closer than rounding in between are lost (-inf), and tangents that overflow are a divergence: 1 is safe.
+            closer than rounding in between are lost (NaN), and tangents that overflow are a divergence: 1 is safe.
         key: `jax.random.key` that draws the first tangent vectors; by default always the same.
 
     Returns:
@@ -76,10 +76,7 @@ def lyapunov_exponents(
         >>> f"{found.predictability_horizon().steps:.0f}"  # eps doubles with every step
         '52'
     """
-    if not callable(step):
-        raise AuditError(
-            f"`step` must be a function; got {type(step).__name__}. Call it as lyapunov_exponents(step)(x)."
-        )
+    refuse_no_function(step, "lyapunov_exponents", "step")
     count("steps", steps, 1)
     count("burn_in", burn_in, 0)
     count("every", every, 1)
@@ -118,7 +115,7 @@ def _run(
     step: Any, args: Any, kwargs: Any, steps: int, burn_in: int, dt: float, k: int | None, every: int, key: Array | None
 ) -> LyapunovExponents:
     taken = arguments(step, 0, args, kwargs)
-    name = getattr(step, "__name__", type(step).__name__)
+    name = name_of(step)
     _refuse_another_state(taken, args[0], name)
     space = Coordinates.of(taken.leaves, working_dtype(taken.leaves))
     n = space.size
@@ -177,13 +174,13 @@ def _run(
 
 
 def _standard_error(sums: Array, times: Array, mean: Array) -> Array:
-    """Of the mean, from blocks of unequal lengths; 0 for an exponent of -inf; NaN of one block."""
+    """Of the mean, from blocks of unequal lengths; 0 for an exponent of -inf; NaN of one block, and of an unknown mean."""
     blocks = len(times)
     if blocks < 2:
         return jnp.full_like(mean, jnp.nan)
     deviations = jnp.where(jnp.isfinite(mean), sums / times[:, None] - mean, 0)
     weights = (times / jnp.sum(times))[:, None]
-    return jnp.sqrt(jnp.sum(weights * deviations**2, 0) / (blocks - 1))
+    return jnp.where(jnp.isnan(mean), jnp.nan, jnp.sqrt(jnp.sum(weights * deviations**2, 0) / (blocks - 1)))
 
 
 def _advance(
@@ -226,7 +223,8 @@ def _advance(
     q, r = jnp.linalg.qr(scaled.T)
     grown = jnp.abs(jnp.diagonal(r))
     length = jnp.sqrt(jnp.sum(scaled**2, axis=1))
-    grown = jnp.where(grown <= UNRESOLVED * epsilon(space.shapes) * length, 0, grown)
+    unresolved = (grown <= UNRESOLVED * epsilon(space.shapes) * length) & (grown > 0)
+    grown = jnp.where(unresolved, jnp.nan, grown)
     return orbit._replace(tangents=q.T), jnp.log(grown) + e.astype(space.dtype) * np.log(2)
 
 
@@ -236,6 +234,8 @@ def _refuse_another_state(taken: Arguments, state: Any, name: str) -> None:
             f"the state that `{name}` takes holds {jnp.result_type(taken_apart[0])}; expected floating arrays alone. Pass "
             f"what has no tangent as a further argument: {name}(x, *args)."
         )
+    if not sum(x.size for x in taken.leaves):
+        raise AuditError(f"the state that `{name}` takes is empty: it has no elements.")
 
     try:
         out = jax.eval_shape(taken.call, taken.leaves, taken.others)

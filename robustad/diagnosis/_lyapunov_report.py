@@ -26,7 +26,8 @@ class LyapunovExponents:
 
     Attributes:
         exponents: shape (k,), the largest first: nats per unit of time. -inf where a direction is annihilated; NaN where
-            the orbit diverged.
+            the orbit diverged, and (last) where a direction shrinks to rounding beside the others within `every` steps:
+            smaller steps, or a wider dtype, resolve it.
         standard_error: shape (k,): from the averages of consecutive blocks of the orbit (30 or so).
         diverged_at: the first step, counted from the start, whose state or Jacobian is not finite; -1 where there is none.
         period: of the cycle that the state, in floating point, is exactly on at the end; 0 where it is on none.
@@ -97,7 +98,8 @@ class LyapunovExponents:
     def kaplan_yorke_dimension(self) -> Array:
         r"""\(j + (\lambda_1 + \dots + \lambda_j) / |\lambda_{j+1}|\), j the largest with a sum that is not negative.
 
-        NaN where the k exponents do not decide it: their sums are all positive, and k is less than the state's size.
+        NaN where the k exponents do not decide it: their sums are all positive, and k is less than the state's size; or the
+        one that is next is not resolved.
         Source: Kaplan and Yorke, Chaotic behavior of multidimensional difference equations (1979).
         """
         exponents = on_host(self.exponents)
@@ -109,7 +111,7 @@ class LyapunovExponents:
         inside = (j > 0) & (j < k)
         between = j + xp.where(inside, last, 0) / xp.where(inside, xp.abs(following), 1)
         found = xp.where(j < k, between, k if k == self.size else np.nan)
-        return xp.where(xp.isnan(exponents).any(-1), np.nan, found)
+        return xp.where(xp.isnan(exponents[..., 0]), np.nan, found)
 
     def predictability_horizon(self, initial_error: float | None = None, tolerance: float = 1.0) -> Horizon:
         r"""When an error of the state has grown to a tolerance: \(\ln(\text{tolerance} / \text{error}) / \lambda_1\).
@@ -188,6 +190,8 @@ def _lines(found: LyapunovExponents) -> list[str]:
     lines += [f"  {x:12.6g} ± {error:.2g}" for x, error in shown[:12]]
     lines += [f"  ... {len(shown) - 12} more"] if len(shown) > 12 else []
     lines[-1] += f"   nats per {unit}, over {found.steps} steps"
+    if any(math.isnan(x) for x, _ in shown):
+        lines.append("  NaN: shrinks to rounding beside the others within a step: smaller steps, or a wider dtype")
     horizon = found.predictability_horizon()
     lines.append(f"  Kaplan-Yorke dimension {float(found.kaplan_yorke_dimension):.4g}")
     if math.isfinite(float(horizon.steps)):

@@ -1,4 +1,4 @@
-"""Options that several tools take."""
+"""What several tools take: functions and options."""
 
 from typing import Any
 
@@ -7,6 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad.diagnosis._arguments import AuditError
+
+
+def refuse_no_function(f: Any, tool: str, name: str = "f") -> None:
+    """Raises an AuditError where what a tool is given is no function."""
+    if not callable(f):
+        raise AuditError(f"`{name}` must be a function; got {type(f).__name__}. Call it as {tool}({name})(*args).")
+
+
+def name_of(f: Any) -> str:
+    """What reports call a function."""
+    return getattr(f, "__name__", type(f).__name__)
 
 
 def count(name: str, n: Any, least: int) -> None:
@@ -25,7 +36,8 @@ def refuse_no_key(key: Any) -> None:
 
 def refuse_no_rtol(rtol: Any) -> None:
     """Raises an AuditError where an `rtol` is given that is none."""
-    if rtol is not None and not (isinstance(rtol, int | float) and 0 < rtol < 1):
+    number = isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool)
+    if rtol is not None and not (number and 0 < rtol < 1):
         raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
 
 

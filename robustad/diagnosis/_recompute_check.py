@@ -18,6 +18,7 @@ from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import norm, wide
 from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._first_pass import shadow_program
+from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._point import MOST
 from robustad.diagnosis._program import Audited, derivative_program
 
@@ -110,8 +111,7 @@ def recompute_check(
     >>> check.ok, check.checkpointed, check.repeatable
     (True, True, True)
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as recompute_check(f)(*args).")
+    refuse_no_function(f, "recompute_check")
 
     @functools.wraps(f, updated=())
     def check(*args: Any, **kwargs: Any) -> RecomputeCheck:
@@ -149,7 +149,7 @@ def _run(f: Any, audited: Audited) -> RecomputeCheck:
         repeatable=repeatable,
         checkpointed=checkpointed,
         ok=repeatable and all(leaf.ok for leaf in found),
-        function=getattr(f, "__name__", type(f).__name__),
+        function=name_of(f),
     )
 
 

@@ -15,7 +15,7 @@ from robustad.diagnosis._block_krylov import Found
 from robustad.diagnosis._directions import seed_of
 from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import count, refuse_no_key, refuse_no_rtol
+from robustad.diagnosis._options import count, name_of, refuse_no_function, refuse_no_key, refuse_no_rtol
 from robustad.diagnosis._spectrum_report import Spectrum
 
 
@@ -23,6 +23,7 @@ def spectral_norm(
     f: Callable[..., Any],
     *,
     argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
     rtol: float | None = None,
     cycles: int = 30,
     key: Array | None = None,
@@ -32,7 +33,7 @@ def spectral_norm(
     By `jax.jvp` and `jax.vjp` alone, as `singular_values`, whose notes hold here.
 
     Args:
-        f, argnums, rtol, cycles, key: as for `singular_values`.
+        f, argnums, has_aux, rtol, cycles, key: as for `singular_values`.
 
     Returns:
         A function of `f`'s arguments that returns a `Spectrum` of one value, whose `.value` is the norm.
@@ -50,14 +51,15 @@ def spectral_norm(
     def solve(operator: JacobianOperator, seed: Array, rtol: float) -> Found:
         return _block_krylov.singular(operator, 1, seed, rtol, cycles)
 
-    return _transform("spectral_norm", "spectral norm", f, argnums, rtol, cycles, key, solve)
+    return _transform("spectral_norm", "spectral norm", f, argnums, has_aux, rtol, cycles, key, solve)
 
 
 def singular_values(
     f: Callable[..., Any],
     *,
-    k: int | None = None,
     argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    k: int | None = None,
     rtol: float | None = None,
     cycles: int = 30,
     key: Array | None = None,
@@ -71,8 +73,9 @@ def singular_values(
     Args:
         f: a function of arrays or pytrees to arrays or pytrees; its floating results count. A complex leaf counts as two
             real ones.
-        k: how many; by default 6, or as many as there are.
         argnums: the positional arguments whose floating leaves are the inputs (flax nnx: the `Param`s).
+        has_aux: whether `f` returns (value, aux); aux does not count.
+        k: how many; by default 6, or as many as there are.
         rtol: converged where every residual is at most this share of the largest value. By default the square root of
             the eps of the narrowest dtype among inputs and outputs: values in a gap are then right to about eps.
         cycles: how many restarts at most, of about 100 products each.
@@ -103,28 +106,30 @@ def singular_values(
             raise AuditError(f"`k`={k} singular values were asked for, but the Jacobian has {most}.")
         return _block_krylov.singular(operator, min(6, most) if k is None else int(k), seed, rtol, cycles)
 
-    return _transform("singular_values", "singular values", f, argnums, rtol, cycles, key, solve)
+    return _transform("singular_values", "singular values", f, argnums, has_aux, rtol, cycles, key, solve)
 
 
 def spectral_radius(
     f: Callable[..., Any],
     *,
     argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
     rtol: float | None = None,
     cycles: int = 30,
     key: Array | None = None,
 ) -> Callable[..., Spectrum]:
     r"""The largest modulus of an eigenvalue of the Jacobian of `f`: how fast repeating its linearization grows, in the end.
 
-    By `jax.jvp` alone: Arnoldi's method in restarted blocks; Jacobians of up to 256 inputs are formed. The residual is the
-    backward error: the eigenvalue is exact for a matrix that is nearer to J than that. Of a non-normal J the eigenvalues
-    themselves may be much farther away (a Jordan block of size n turns an error eps into its n-th root): compare it with
-    `spectral_norm`, which bounds it, and which is what one application can do. The products are on whichever backend, but
-    the eigenvalues of small matrices need one that has `jnp.linalg.eig` (CPU; GPU in part; not TPU).
+    By `jax.jvp` alone: Arnoldi's method in restarted blocks; Jacobians of up to 256 inputs are formed. The residual, which
+    `rtol` compares with the norm of J, is the backward error: the eigenvalue is exact for a matrix that is nearer to J than
+    that. Of a non-normal J the eigenvalues themselves may be much farther away (a Jordan block of size n turns an error eps
+    into its n-th root): compare it with `spectral_norm`, which bounds it, and which is what one application can do. The
+    products are on whichever backend, but the eigenvalues of small matrices need one that has `jnp.linalg.eig` (CPU; GPU in
+    part; not TPU).
 
     Args:
         f: a function whose floating results have as many components as the floating leaves of its `argnums`.
-        argnums, rtol, cycles, key: as for `singular_values`.
+        argnums, has_aux, rtol, cycles, key: as for `singular_values`.
 
     Returns:
         A function of `f`'s arguments that returns a `Spectrum` of one value; it works under `jax.jit` and `jax.vmap`.
@@ -151,17 +156,24 @@ def spectral_radius(
         found = _block_krylov.eigen(operator, 1, seed, rtol, cycles)
         return found._replace(values=jnp.abs(found.values))
 
-    return _transform("spectral_radius", "spectral radius", f, argnums, rtol, cycles, key, solve)
+    return _transform("spectral_radius", "spectral radius", f, argnums, has_aux, rtol, cycles, key, solve)
 
 
 Solve = Callable[[JacobianOperator, Array, float], Found]
 
 
 def _transform(
-    tool: str, what: str, f: Any, argnums: Any, rtol: Any, cycles: Any, key: Any, solve: Solve
+    tool: str,
+    what: str,
+    f: Any,
+    argnums: Any,
+    has_aux: bool,
+    rtol: Any,
+    cycles: Any,
+    key: Any,
+    solve: Solve,
 ) -> Callable[..., Spectrum]:
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as {tool}(f)(*args).")
+    refuse_no_function(f, tool)
     count("cycles", cycles, 1)
     refuse_no_key(key)
     refuse_no_rtol(rtol)
@@ -169,15 +181,13 @@ def _transform(
     @functools.wraps(f, updated=())
     def of(*args: Any, **kwargs: Any) -> Spectrum:
         taken = arguments(f, argnums, args, kwargs)
-        name = getattr(f, "__name__", type(f).__name__)
+        name = name_of(f)
         shape: list[int] = []
 
         @jax.jit
         def run(leaves: list[Array], others: list[Array], seed: Array) -> Found:
-            operator = jacobian_operator(taken, leaves, others, name)
+            operator = jacobian_operator(taken, leaves, others, has_aux, name)
             shape[:] = operator.outputs, operator.inputs
-            if not operator.outputs * operator.inputs:
-                raise AuditError(f"the Jacobian of `{name}` is empty: {operator.outputs} x {operator.inputs}.")
             operator, e = operator.scaled(seed)
             tolerance = np.sqrt(operator.epsilon) if rtol is None else rtol
             found = solve(operator, seed, tolerance)

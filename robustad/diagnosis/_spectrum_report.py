@@ -50,18 +50,20 @@ class Spectrum:
         """Flat numbers for a logger."""
         return {"value": float(self.value), "residual": float(self.residual), "converged": float(self.converged)}
 
+    @property
+    def _lacks(self) -> str:
+        if not np.isfinite(np.asarray(self.values)).all():
+            return ": the derivative is not finite"
+        formed = int(self.products) == min(self.shape)
+        return ": rtol is below rounding" if formed else ": more `cycles`"
+
     def __str__(self) -> str:
         head = f"{self.what} of the Jacobian of {self.function}, {self.shape[0]} x {self.shape[1]}"
         if self.values.ndim > 1:
             return f"{head}, a batch of {self.values.shape[:-1]}: {int(np.sum(self.converged))} converged"
         end = f"{int(self.products)} products"
-        end += "" if bool(self.converged) else ", NOT converged" + why_not(self.values)
+        end += "" if bool(self.converged) else ", NOT converged" + self._lacks
         return "\n".join([f"{head}: {end}", *rows(self.values, self.residuals)])
-
-
-def why_not(values: Any) -> str:
-    """What an estimate that has not converged lacks."""
-    return ": more `cycles`" if np.isfinite(np.asarray(values)).all() else ": the derivative is not finite"
 
 
 def rows(values: Any, residuals: Any) -> list[str]:

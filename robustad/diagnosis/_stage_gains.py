@@ -14,17 +14,16 @@ import numpy as np
 from jax import Array
 
 from robustad.diagnosis._arguments import AuditError, arguments
-from robustad.diagnosis._block_krylov import WHOLE
-from robustad.diagnosis._coordinates import Coordinates, working_dtype
-from robustad.diagnosis._directions import directions, seed_of
-from robustad.diagnosis._jacobian_operator import JacobianOperator, jacobian_operator
-from robustad.diagnosis._options import count, refuse_no_key
+from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
+from robustad.diagnosis._directions import directions, orthonormal_rows, seed_of
+from robustad.diagnosis._jacobian_operator import WHOLE, JacobianOperator, jacobian_operator
+from robustad.diagnosis._options import count, name_of, refuse_no_key
 from robustad.diagnosis._stage_gains_report import StageGains
 from robustad.diagnosis._tracing import refuse_tracers
 
 WIDTH = 8  # directions that are followed where the state is large
 ITERATIONS = 50
-CHANGE = 2e-5  # of log2, in an iteration, where it has converged
+RESIDUAL = 5e-3  # of the value, where it has converged: the value is then right to about its square
 
 
 def stage_gains(
@@ -77,7 +76,7 @@ def stage_gains(
         )
     if length is not None:
         raise AuditError(f"`length`={length} is for the body of a scan; there are {len(stages)} stages. Leave it out.")
-    compiled = {id(f): _Stage(f, _name(f)) for f in stages}
+    compiled = {id(f): _Stage(f, name_of(f)) for f in stages}
     chain = [compiled[id(f)] for f in stages]
 
     def measured(x: Any) -> StageGains:
@@ -94,7 +93,7 @@ def _of_scan(body: Callable[..., Any], length: int | None, key: Array | None) ->
             raise AuditError(f"the body of a scan must return (carry, y); it returned {type(out).__name__}.")
         return out[0]
 
-    stage = _Stage(carried, _name(body))
+    stage = _Stage(carried, name_of(body))
 
     @functools.wraps(body, updated=())
     def measured(init: Any, xs: Any = None) -> StageGains:
@@ -110,10 +109,6 @@ def _of_scan(body: Callable[..., Any], length: int | None, key: Array | None) ->
     return measured
 
 
-def _name(f: Any) -> str:
-    return getattr(f, "__name__", type(f).__name__)
-
-
 class _Stage:
     """A stage's compiled programs, each a function of its arguments `at`, of which the first is the state."""
 
@@ -124,7 +119,7 @@ class _Stage:
 
         def operator(at: tuple[Any, ...]) -> JacobianOperator:
             taken = self.arguments(at)
-            return jacobian_operator(taken, taken.leaves, taken.others, name)
+            return jacobian_operator(taken, taken.leaves, taken.others, False, name)
 
         @jax.jit
         def push(rows: Array, *at: Any) -> tuple[Array, Array]:
@@ -132,9 +127,9 @@ class _Stage:
             return _scaled(of.push(rows.astype(of.dtype)))
 
         @jax.jit
-        def pull(rows: Array, *at: Any) -> Array:
+        def pull(rows: Array, *at: Any) -> tuple[Array, Array]:
             of = operator(at)
-            return _scaled(of.pull(rows.astype(of.dtype)))[0]
+            return _scaled(of.pull(rows.astype(of.dtype)))
 
         self.push, self.pull = push, pull
 
@@ -144,7 +139,7 @@ class _Stage:
         space = Coordinates.of(leaves, working_dtype(leaves))
         if space.size <= WHOLE:
             return jnp.eye(space.size, dtype=space.dtype)
-        return _orthonormal(directions((WIDTH, space.size), space.dtype, seed_of(key)))
+        return orthonormal_rows(directions((WIDTH, space.size), space.dtype, seed_of(key)))
 
 
 def _scaled(rows: Array) -> tuple[Array, Array]:
@@ -152,11 +147,6 @@ def _scaled(rows: Array) -> tuple[Array, Array]:
     _, e = jnp.frexp(jnp.max(jnp.abs(rows), initial=0))
     e = jnp.where(jnp.isfinite(rows).all(), e, 0)
     return jnp.ldexp(rows, -e), e
-
-
-@jax.jit
-def _orthonormal(rows: Array) -> Array:
-    return jnp.linalg.qr(rows.T)[0].T
 
 
 @jax.jit
@@ -175,14 +165,15 @@ def _run(
         whole, lacking = _is_whole(rows), 0
         for k, (stage, more) in enumerate(zip(chain, further)):
             at.append((x, *more))
-            gain, _, known = _gain([stage], at[k:], stage.start(key, at[k]))
+            gain, known = _gain([stage], at[k:], stage.start(key, at[k]))
             alone.append(gain)
             if whole:
                 rows, e = stage.push(rows, *at[k])
                 lacking += int(e)
                 together.append(np.log2(float(_norm(rows))) + lacking)
             else:
-                gain, rows, also = _gain(chain[: k + 1], at, rows)
+                # Not from the rows of the stages before: they may be stationary here without being what grows most.
+                gain, also = _gain(chain[: k + 1], at, rows)
                 together.append(gain)
                 known = known and also
             converged.append(known and not np.isnan(together[-1]))
@@ -194,19 +185,40 @@ def _is_whole(rows: Array) -> bool:
     return rows.shape[0] == rows.shape[1]
 
 
-def _gain(chain: list[_Stage], at: list[tuple[Any, ...]], rows: Array) -> tuple[float, Array, bool]:
-    """log2 of the norm of the chain's Jacobian by subspace iteration from `rows`; better rows; whether it is known."""
-    gain = np.nan
+def _gain(chain: list[_Stage], at: list[tuple[Any, ...]], rows: Array) -> tuple[float, bool]:
+    """log2 of the norm of the chain's Jacobian by subspace iteration from `rows`, and whether it is known: the residual of
+    its singular vectors is small."""
+    gain, tolerance = np.nan, RESIDUAL + 4 * epsilon(jax.tree.leaves([_floats(x) for x, *_ in at]))
     for _ in range(ITERATIONS):
         image, lacking = rows, 0
         for stage, where in zip(chain, at):
             image, e = stage.push(image, *where)
             lacking += int(e)
-        before, gain = gain, float(np.log2(float(_norm(image)))) + lacking
-        if _is_whole(rows) or not np.isfinite(gain) or abs(gain - before) <= CHANGE:
-            return gain, rows, not np.isnan(gain)
-        image = _orthonormal(image)
+        right, values, left = _values(image, rows)
+        gain = float(np.log2(float(values[0]))) + lacking
+        if _is_whole(rows) or not np.isfinite(gain):
+            return gain, not np.isnan(gain)
+        back, lacked = left, -lacking
         for stage, where in zip(chain[::-1], at[::-1]):
-            image = stage.pull(image, *where)
-        rows = _orthonormal(image)
-    return gain, rows, False
+            back, e = stage.pull(back, *where)
+            lacked += int(e)
+        if float(_distance(jnp.ldexp(back[0], lacked), values[0], right[0])) <= tolerance * float(values[0]):
+            return gain, True
+        rows = orthonormal_rows(back)
+    return gain, False
+
+
+@jax.jit
+def _values(image: Array, rows: Array) -> tuple[Array, Array, Array]:
+    """Of J with J rowsᵀ = imageᵀ, in the span of the rows: right singular vectors, singular values, left vectors."""
+    turned, values, left = jnp.linalg.svd(image, full_matrices=False)
+    return turned.T @ rows, values, left
+
+
+@jax.jit
+def _distance(back: Array, value: Array, right: Array) -> Array:
+    return jnp.linalg.norm(back - value * right)
+
+
+def _floats(x: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]

@@ -10,7 +10,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.typing import ArrayLike
 
 from robustad import _jaxpr
-from robustad.diagnosis._cotangent_record import CotangentRecord, record
+from robustad.diagnosis._cotangent_record import FIELDS, CotangentRecord, record
 
 
 def tap(x: ArrayLike, record: CotangentRecord) -> Array:
@@ -39,7 +39,7 @@ def tap(x: ArrayLike, record: CotangentRecord) -> Array:
         x.
 
     Raises:
-        TypeError: x is no array, or `record` no `CotangentRecord` of floating dtype.
+        TypeError: x is no array, or `record` no `CotangentRecord` as `CotangentRecord.zeros` makes it.
         ValueError: the record's axes are not x's first ones, or x is float64 and the record float32.
 
     Example:
@@ -50,9 +50,11 @@ def tap(x: ArrayLike, record: CotangentRecord) -> Array:
         >>> float(slope), int(found.count), round(float(found.norm), 4), float(found.largest)
         (7.0, 2, 1.4142, 1.0)
     """
-    if not isinstance(record, CotangentRecord) or not _jaxpr.is_inexact(jnp.asarray(record.sums)):
+    if not isinstance(record, CotangentRecord) or not _is_record(record.sums):
+        got = f" of {getattr(record.sums, 'aval', record.sums)}" if isinstance(record, CotangentRecord) else ""
         raise TypeError(
-            f"`record` must be a `CotangentRecord`; got {type(record).__name__}. Make one by CotangentRecord.zeros()."
+            f"`record` must be a `CotangentRecord` of {len(FIELDS)} float32 or float64 numbers (last axis); got "
+            f"{type(record).__name__}{got}. Make one by CotangentRecord.zeros()."
         )
     if not hasattr(x, "dtype") and not isinstance(x, bool | int | float | complex):
         raise TypeError(f"`x` must be an array; got {type(x).__name__}. Tap the leaves of a pytree one by one.")
@@ -68,6 +70,11 @@ def tap(x: ArrayLike, record: CotangentRecord) -> Array:
     if jnp.finfo(x.dtype).dtype == jnp.float64 and record.sums.dtype != jnp.float64:
         raise ValueError("`x` is float64 and `record` float32, which has not its range: zeros(dtype=jnp.float64).")
     return _primitive.bind(*_jaxpr.varying_alike(x, record.sums))
+
+
+def _is_record(sums: Any) -> bool:
+    known = str(getattr(sums, "dtype", "")) in ("float32", "float64")
+    return known and jnp.shape(sums)[-1:] == (len(FIELDS),)
 
 
 _primitive = Primitive("tap")

@@ -12,7 +12,7 @@ from robustad import _jaxpr
 from robustad.arithmetic._ball import flint, to_float
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
-from robustad.diagnosis._options import count, numpy_seed
+from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import coordinates, steps_like
 from robustad.diagnosis._program import derivative_program
@@ -104,8 +104,7 @@ def taylor_test(
     >>> test.ok, [round(s, 2) for s in test.slopes]
     (True, [2.0, 2.0])
     """
-    if not callable(f):
-        raise AuditError(f"`f` must be a function; got {type(f).__name__}. Call it as taylor_test(f)(*args).")
+    refuse_no_function(f, "taylor_test")
     count("directions", directions, 1)
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise AuditError(f"`tolerance` must be a number in (0, 1); got {tolerance!r}.")
@@ -126,7 +125,7 @@ def taylor_test(
             slopes=slopes,
             ok=all(slope >= 2 - tolerance for slope in slopes),
             reference="exact" if at.slopes.exact else "float64",
-            function=getattr(f, "__name__", type(f).__name__),
+            function=name_of(f),
         )
 
     return test
