@@ -84,7 +84,7 @@ def test_it_prints_and_composes():
         assert float(isometry_defect(jnp.sin)(jnp.ones(4, jnp.float64))) < 1e-14
     with pytest.raises(ValueError, match="`f` must be a function; got int"):
         isometry_defect(3)
-    with pytest.raises(ValueError, match="the Jacobian of `.*` is empty: 0 x 4"):
+    with pytest.raises(ValueError, match=r"the Jacobian of `.*` is empty: 0 x 4"):
         isometry_defect(lambda x: x[:0])(jnp.ones(4))
     with pytest.raises(ValueError, match="`samples` must be an integer >= 2"):
         isometry_defect(jnp.sin, samples=1)
