@@ -323,6 +323,7 @@ def test_it_prints_and_is_stored():
     text = str(found)
     assert "2 predicates" in text and "0 ulp   " in text and "1 against 1 at [0]" in text
     assert found.scalars()["smallest"] == 0 and found.scalars()["decisions"] == 4
+    assert jax.tree.map(lambda x: x, found) == found
     assert json.loads(found.to_json())["ok"] is True
 
 

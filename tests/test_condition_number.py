@@ -130,6 +130,7 @@ def test_leaves_by_name():
     assert outputs["difference"].mixed == pytest.approx(7 / 3, rel=1e-12)
     assert found.worst == "difference[0]"
     assert found.scalars()["outputs/product/componentwise"] == outputs["product"].componentwise
+    assert jax.tree.map(lambda x: x, found) == found
     text = str(found)
     assert "output product" in text and "difference[0]" in text and "4 inputs, 4 outputs" in text
 

@@ -6,22 +6,25 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MEASURES = ("componentwise", "mixed", "normwise")
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LeafCondition:
     """The condition of one leaf: of an input (the others are exact), or of an output (all inputs are perturbed)."""
 
-    name: str
+    name: str = dataclasses.field(metadata={"static": True})
     normwise: float
     mixed: float
     componentwise: float
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ConditionNumber:
     """What `condition_number` says of a function at a point.
@@ -40,10 +43,10 @@ class ConditionNumber:
     componentwise: float
     inputs: tuple[LeafCondition, ...]
     outputs: tuple[LeafCondition, ...]
-    worst: str | None
-    exact: bool
-    function: str
-    size: tuple[int, int]
+    worst: str | None = dataclasses.field(metadata={"static": True})
+    exact: bool = dataclasses.field(metadata={"static": True})
+    function: str = dataclasses.field(metadata={"static": True})
+    size: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
     def bits_lost(self, dtype: Any, measure: str = "componentwise") -> float:
         """The bits, log2 of the condition number, that every program loses where its inputs are rounded to a dtype.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +15,7 @@ from robustad.diagnosis import _flow_table
 FINE = ("healthy", "no gradient")
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerFlow:
     """A layer (a slice of one, or one use of it) and the gradient that comes back to it.
@@ -40,11 +42,11 @@ class LayerFlow:
         verdict, reason: of `gradient_flow`, and a sentence where it is bad.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    dtype: str
-    file: str
-    line: int
+    name: str = dataclasses.field(metadata={"static": True})
+    parameters: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+    file: str = dataclasses.field(metadata={"static": True})
+    line: int = dataclasses.field(metadata={"static": True})
     gradient_norm: float
     gradient_rms: float
     gradient_largest: float
@@ -62,8 +64,8 @@ class LayerFlow:
     dead: float
     inactive: float
     steps: tuple[float, ...]
-    verdict: str = "healthy"
-    reason: str = ""
+    verdict: str = dataclasses.field(default="healthy", metadata={"static": True})
+    reason: str = dataclasses.field(default="", metadata={"static": True})
 
     @property
     def ok(self) -> bool:
@@ -90,6 +92,7 @@ class LayerFlow:
         return _depth(last / math.sqrt(entries / max(len(self.steps), 1)), self.factor, dtype)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GradientFlow:
     """What `gradient_flow` says of a function at a point.
@@ -102,7 +105,7 @@ class GradientFlow:
 
     layers: tuple[LayerFlow, ...]
     value: float
-    function: str
+    function: str = dataclasses.field(metadata={"static": True})
 
     @property
     def ok(self) -> bool:

@@ -8,7 +8,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """One decision.
@@ -22,8 +25,8 @@ class Sample:
 
     values: tuple[float, float]
     exact: tuple[float, float]
-    index: tuple[int, ...]
-    iteration: tuple[int, ...]
+    index: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    iteration: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     @property
     def rounding(self) -> float:
@@ -40,6 +43,7 @@ class Sample:
         return f"{a:.9g} against {b:.9g}{twins}{place}{loop}"
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BranchMargin:
     """One predicate of a program: an equation that decides, over all its elements and iterations.
@@ -58,12 +62,12 @@ class BranchMargin:
     """
 
     margin: float
-    kind: str
-    primitive: str
-    dtype: str
-    file: str
-    line: int
-    function: str
+    kind: str = dataclasses.field(metadata={"static": True})
+    primitive: str = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+    file: str = dataclasses.field(metadata={"static": True})
+    line: int = dataclasses.field(metadata={"static": True})
+    function: str = dataclasses.field(metadata={"static": True})
     closest: Sample | None
     decisions: int
     unknown: int
@@ -101,6 +105,7 @@ class BranchMargin:
         return linecache.getline(self.file, self.line).strip()
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BranchMargins:
     """What `branch_margin` found.
@@ -114,7 +119,7 @@ class BranchMargins:
 
     margins: tuple[BranchMargin, ...]
     unreached: tuple[BranchMargin, ...]
-    function: str
+    function: str = dataclasses.field(metadata={"static": True})
     seconds: float
 
     @property
