@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
-from robustad.diagnosis._directions import directions, seed_of
+from robustad.diagnosis._directions import directions, orthonormal_rows, seed_of
 from robustad.diagnosis._hessian_report import HessianEigenvalues, HessianTrace
 from robustad.diagnosis._jacobian_operator import ROWS, WHOLE, JacobianOperator, columns, unit
 from robustad.diagnosis._on_host import on_host
@@ -241,12 +241,12 @@ def _lanczos(operator: JacobianOperator, steps: int, key: Array) -> tuple[Array,
         return operator.push(v[None])[0] + 32 * eps * noise
 
     found = _matfree("decomp").tridiag_sym(steps, custom_vjp=False)(product, unit(operator, seed))
-    _, vectors = jnp.linalg.eigh(found.J_small)
-    space = vectors.T @ found.Q_tall
+    # Where it has started anew its vectors are orthonormal but roughly; Rayleigh-Ritz in their span asks for no more.
+    space = orthonormal_rows(jnp.asarray(found.Q_tall))
     images = lax.map(lambda row: operator.push(row[None])[0], space, batch_size=ROWS)
-    values = jnp.sum(images * space, axis=1)
-    order = jnp.argsort(values)  # Rayleigh quotients of nearly equal ones are not in the order of the Ritz values
-    return values[order], _lengths(images - values[:, None] * space)[order]
+    small = images @ space.T
+    values, vectors = jnp.linalg.eigh((small + small.T) / 2)
+    return values, _lengths(vectors.T @ images - values[:, None] * (vectors.T @ space))
 
 
 def _lengths(rows: Array) -> Array:
