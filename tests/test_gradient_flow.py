@@ -475,7 +475,9 @@ def test_report():
     scalars = flow.scalars()
     assert scalars["dense_00/cotangent_norm"] == flow.layers[0].cotangent_norm and scalars["ok"] == 1
     assert all(isinstance(v, float) for v in scalars.values())
-    assert all(isinstance(x, int | float) for x in jax.tree.leaves(flow)) and str(jax.tree.map(lambda x: x, flow)) == text
+    assert (
+        all(isinstance(x, int | float) for x in jax.tree.leaves(flow)) and str(jax.tree.map(lambda x: x, flow)) == text
+    )
 
 
 def test_what_it_refuses():
