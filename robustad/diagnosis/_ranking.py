@@ -82,12 +82,22 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
                 continue
             # Computed anew once it is wanted, lest all slopes be held at a time.
             costly = [i for i, eqn in enumerate(piece.equations) if eqn.primitive.name in _shadow.CONTRACTING]
-            outs = [[Shifted(env[v].working, env[v].high, None) for v in piece.equations[i].outvars] for i in costly]
-            here = _after((shares, [x for x in above if x is not None]), here)
-            known = {(k * SEGMENT + i,): out for i, out in zip(costly, outs)}
+            outs = [[env[var] for var in piece.equations[i].outvars] for i in costly]
+            ends = [env[var] for var in piece.outputs]
+            here, outs, ends = _after((shares, [x for x in above if x is not None]), (here, outs, ends))
+            known = {
+                (k * SEGMENT + i,): [Shifted(o.working, o.high, None) for o in out] for i, out in zip(costly, outs)
+            }
 
             def distances(
-                moves: Sequence[Array | None], shifts: Array, k=k, piece=piece, here=here, known=known, above=above
+                moves: Sequence[Array | None],
+                shifts: Array,
+                k=k,
+                piece=piece,
+                here=here,
+                known=known,
+                ends=ends,
+                above=above,
             ):
                 values = [Shifted(v.working, v.high, move) for v, move in zip(here, moves)]
                 arithmetic = ContributionArithmetic(numbers, shifts, known)
@@ -97,8 +107,8 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
                     var: numbers[k * SEGMENT + i,] for i, eqn in enumerate(piece.equations) for var in eqn.outvars
                 }
                 return [
-                    out.distance + shifts[makers[var]] * (Shifted(env[var].working, env[var].high, None).gap - out.gap)
-                    for var, out, wanted in zip(piece.outputs, outs, above)
+                    out.distance + shifts[makers[var]] * (Shifted(end.working, end.high, None).gap - out.gap)
+                    for var, end, out, wanted in zip(piece.outputs, ends, outs, above)
                     if wanted is not None
                 ]
 
