@@ -137,38 +137,6 @@ def test_large_weights_saturate():
     )
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("act", [lambda x: jnp.tanh(100 * x), jax.nn.relu])
-def test_nonlinearities_before_the_weights_in_a_scan(act, reverse):
-    """A residual block that begins with its nonlinearity: what it does to a layer's output is in the next iteration."""
-    w = normal(3, 4, 8, 8).at[1].set(normal(4, 8, 8) * 1e-4)
-
-    def block(x, w):
-        return (x + act(x) @ w).at[:, :2].set(-1.0), None
-
-    def unrolled(p, x):
-        for layer in [p[name] for name in sorted(p, reverse=reverse)]:
-            x, _ = block(x, layer)
-        return jnp.sum(act(x) ** 2)
-
-    def scanned(p, x):
-        return jnp.sum(act(lax.scan(block, x, p["w"], reverse=reverse)[0]) ** 2)
-
-    def first(p, x):  # the scan's first nonlinearity belongs to a layer before it
-        return scanned(p["blocks"], x @ p["first"])
-
-    apart = gradient_flow(unrolled)({f"w{k}": w[k] for k in range(4)}, X)
-    stacked = gradient_flow(scanned)({"w": w}, X)
-    both = gradient_flow(first)({"first": jnp.eye(8), "blocks": {"w": w}}, X)
-    for field in ("saturated", "dead", "inactive"):
-        expected = [getattr(layer, field) for layer in apart.layers]
-        np.testing.assert_allclose([getattr(layer, field) for layer in stacked.layers], expected, rtol=1e-5)
-        np.testing.assert_allclose([getattr(layer, field) for layer in both.layers[1:]], expected, rtol=1e-5)
-    flat = act(X) <= 0 if act is jax.nn.relu else jnp.abs(act(X)) > np.sqrt(0.99)
-    flat_share = both.layers[0].inactive if act is jax.nn.relu else both.layers[0].saturated
-    assert flat_share == pytest.approx(float(jnp.mean(flat)), rel=1e-5)
-
-
 def test_a_dead_layer_blocks_those_before_it():
     params = layers(5, 1.4, 0.1)
     params["dense_02"]["b"] = jnp.full(8, -100.0)

@@ -82,6 +82,7 @@ def test_it_prints_and_composes():
     assert found.scalars()["scale"] == pytest.approx(3)
     with jax.enable_x64(True):
         assert float(isometry_defect(jnp.sin)(jnp.ones(4, jnp.float64))) < 1e-14
+    assert isometry_defect(lambda x: (3 * x, x[:2] ** 2), has_aux=True)(jnp.ones(4)).scale == pytest.approx(3)
     with pytest.raises(ValueError, match="`f` must be a function; got int"):
         isometry_defect(3)
     with pytest.raises(ValueError, match=r"the Jacobian of `.*` is empty: 0 x 4"):

@@ -111,6 +111,8 @@ def test_what_has_not_converged_says_so():
     near = np.linalg.qr(LARGE)[0] @ np.diag(1 - np.arange(120) * 1e-4) @ np.linalg.qr(LARGE.T)[0]
     found = singular_values(times, k=3, rtol=1e-6, cycles=1)(*given(near))
     assert not found.converged and "NOT converged: more `cycles`" in str(found)
+    formed = spectral_norm(times, rtol=1e-30)(*given(SMALL))
+    assert not formed.converged and "NOT converged: rtol is below rounding" in str(formed)
     expected = of_numpy(near, 3)
     assert (found.values <= expected * (1 + 10 * EPS)).all()  # from below, and within the residual of a true one
     every = of_numpy(near, 120)
@@ -151,6 +153,10 @@ def test_radius_and_norm_of_what_is_not_normal():
         compiled(spectral_radius)(*given(np.eye(9, k=1))).value < 0.3
     )  # nilpotent: true 0, the ninth root of rounding
     assert compiled(spectral_radius)(*given(np.zeros((9, 9)))).value == 0
+    # Backward stable, though its residual is no small share of the eigenvalue: it is one of the norm.
+    x, a = given(basis[:3, :3] @ np.array([[1.0, 1e6, 0], [0, -1.0, 1e6], [0, 0, 0.5]]) @ np.linalg.inv(basis[:3, :3]))
+    radius = compiled(spectral_radius)(x, a)
+    assert radius.converged and radius.residual > EPS * radius.value
 
 
 # ---- functions
@@ -224,6 +230,16 @@ def test_jit_vmap_and_keys():
     np.testing.assert_array_equal(first.values, again.values)
     other = singular_values(times, k=3, key=jax.random.key(7))(x, a)
     assert other.value == pytest.approx(float(first), rel=1e-5) and other.value != first.value
+
+
+def test_aux_does_not_count():
+    x = jnp.ones(3)
+    for tool in (spectral_norm, singular_values, spectral_radius):
+        found = tool(lambda x: (2 * x, {"other": 9 * x}), has_aux=True, rtol=np.float32(1e-3))(x)
+        np.testing.assert_allclose(found.values, 2, rtol=4 * EPS)
+        assert (found.values == tool(lambda x: 2 * x)(x).values).all()
+    with pytest.raises(ValueError, match=r"has_aux=True expects `f` to return \(value, aux\)"):
+        spectral_norm(lambda x: 2 * x, has_aux=True)(x)
 
 
 def test_it_prints_and_logs():

@@ -110,12 +110,15 @@ def _picked(stage: Stage, layer: Stage, index: tuple[int, ...], records: np.ndar
     for axis in reversed(range(len(stage.loops))):
         loop = stage.loops[axis]
         turns = np.arange(loop.length)[:: -1 if loop.reverse else 1]
-        if loop.path in stage.first:
-            turns = turns[:1]
-        own = turns[1:] if loop.path in stage.carried else turns  # the turn of a layer's nonlinearity: the next one's
+        # The iterations in which a layer's nonlinearity is run, and those in which the layer was, one for one.
+        ran, of = turns, turns
+        if loop.path in stage.first:  # by the last one, when the loops around this one ran it before
+            ran, of = turns[:1], turns[-1:]
+        elif loop.path in stage.carried:
+            ran, of = turns[1:], turns[:-1]
         if loop.path in where:
-            own = own[turns[: len(own)] == where[loop.path]]
-        records = np.take(records, own, axis)
+            ran = ran[of == where[loop.path]]
+        records = np.take(records, ran, axis)
     return records.reshape(-1, records.shape[-1])
 
 

@@ -188,7 +188,8 @@ def _is_whole(rows: Array) -> bool:
 def _gain(chain: list[_Stage], at: list[tuple[Any, ...]], rows: Array) -> tuple[float, bool]:
     """log2 of the norm of the chain's Jacobian by subspace iteration from `rows`, and whether it is known: the residual of
     its singular vectors is small."""
-    gain, tolerance = np.nan, RESIDUAL + 4 * epsilon(jax.tree.leaves([_floats(x) for x, *_ in at]))
+    leaves = [leaf for stage, where in zip(chain, at) for leaf in stage.arguments(where).leaves]
+    gain, tolerance = np.nan, RESIDUAL + 4 * epsilon(leaves)
     for _ in range(ITERATIONS):
         image, lacking = rows, 0
         for stage, where in zip(chain, at):
@@ -218,7 +219,3 @@ def _values(image: Array, rows: Array) -> tuple[Array, Array, Array]:
 @jax.jit
 def _distance(back: Array, value: Array, right: Array) -> Array:
     return jnp.linalg.norm(back - value * right)
-
-
-def _floats(x: Any) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(x) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
