@@ -10,10 +10,11 @@ from jax.test_util import check_grads
 
 from robustad.stability import sigmoid_cross_entropy, softmax_cross_entropy
 from tests._log_space import INF, Exact, rows, words
+from tests._subset import thinned
 from tests._ulp import ulps
 
 BOUND = {np.float32: 4, np.float64: 8}
-DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+DTYPES = pytest.mark.parametrize("dtype", thinned([np.float32, np.float64], 2), ids=["f32", "f64"])
 
 
 def worst(got, exact) -> float:
@@ -76,7 +77,7 @@ POLICY = [  # row, label, loss, gradient
 ]
 
 
-@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("hard", thinned([True, False], 2))
 def test_policy_at_infinities(hard):
     x, labels, values, gradients = (np.array(z) for z in zip(*POLICY))
     x = x.astype(np.float32)
@@ -99,7 +100,7 @@ def test_soft_labels():
     check_grads(softmax_cross_entropy, (x / 8, y), 2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("hard", thinned([True, False], 2))
 def test_smoothing_as_optax(hard):
     x = jax.random.normal(jax.random.key(0), (5, 6)) * 8
     y = jnp.array([0, 1, 2, 3, 5])

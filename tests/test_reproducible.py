@@ -15,6 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 import robustad.stability as rs
 from robustad.stability import _digits, _exact
 from tests._exact import exact_sum, pattern, rounded
+from tests._subset import thinned
 
 RNG = np.random.default_rng(0)
 TERMS = (RNG.standard_normal(2560) * 10.0 ** RNG.integers(-6, 7, 2560)).astype(np.float32)
@@ -182,6 +183,7 @@ def test_range_and_special_values():
     assert np.isnan(rs.reproducible_mean(np.zeros(0, np.float32)))
 
 
+@pytest.mark.whole
 def test_arguments_are_those_of_jnp_sum():
     x = RNG.integers(-9, 9, (3, 4, 5)).astype(np.float32)
     cases = [
@@ -241,7 +243,7 @@ def test_tangents_are_summed_without_order():
     assert {pattern(transposed_twice(t)[0]) for t in tangents} == {pattern(exact_sum(TERMS, np.float32))}
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", thinned([True, False], 2))
 def test_derivatives_over_devices_are_those_of_psum(check_vma: bool):
     x = RNG.standard_normal(16).astype(np.float32)
     ways = [
@@ -272,6 +274,7 @@ def test_mapped_accumulators():
     np.testing.assert_array_equal(jax.tree.map(lambda leaf: leaf[1:], state).finalize(), x[1:].sum(1))
 
 
+@pytest.mark.whole
 def test_second_derivatives_through_a_scan_of_accumulators():
     def square(x):
         state, _ = jax.lax.scan(lambda s, row: (s.add(row), None), rs.Accumulator.init(), x.reshape(2, 2))
@@ -298,7 +301,7 @@ SHARDED = {
 }
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", thinned(list(SHARDED), 3))
 def test_a_sharded_array_gives_the_bits_of_the_whole_one(name):
     x, mesh = _sharded_operands()
     f = jax.jit(SHARDED[name])

@@ -9,6 +9,7 @@ import pytest
 
 import robustad.stability as rs
 from tests._exact import exact_dot, pattern
+from tests._subset import thinned
 
 RNG = np.random.default_rng(2)
 TERMS = (RNG.standard_normal(800) * 10.0 ** RNG.integers(-6, 7, 800)).astype(np.float32)
@@ -102,7 +103,7 @@ def test_subnormal_factors_and_products():
     assert np.asarray(jnp.dot(a, b)).view(np.int32) == 0
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("size", thinned([1e-30, 1e-20, 1.0, 1e20], 4))
 def test_the_hessian_of_the_norm_in_the_whole_range(size):
     x = jnp.array([3.0, 4.0]) * size
     want = np.array([[16, -12], [-12, 9]]) / 125

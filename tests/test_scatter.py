@@ -40,6 +40,7 @@ def test_orders_give_the_same_bits_where_a_plain_sum_does_not():
     assert pattern(np.stack(columns, 1)) == want
 
 
+@pytest.mark.whole
 def test_batches():
     ids = np.stack([IDS, IDS[::-1]])
     rows = np.stack([ROWS, ROWS * 3])
@@ -115,6 +116,7 @@ def test_range_special_values_and_empty_segments():
     assert rs.segment_sum(np.zeros((3, 0), np.float32), np.zeros(3, int)).shape == (1, 0)
 
 
+@pytest.mark.whole
 def test_derivatives_to_second_order():
     x = RNG.standard_normal(20).astype(np.float32)
     ids = np.where(IDS[:20] < 0, SEGMENTS, IDS[:20])

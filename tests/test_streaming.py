@@ -18,6 +18,7 @@ from robustad.stability import (
     sharded_softmax_cross_entropy,
     softmax_cross_entropy,
 )
+from tests._subset import thinned
 from tests._ulp import ulps
 
 INF = float("inf")
@@ -171,7 +172,7 @@ def test_whole_functions_inside_shard_map(mesh, check_vma):
     assert np.abs(g(long)).max() < 1e-5
 
 
-@pytest.mark.parametrize("level", [-50.0, 20.0, 45.0, 62.0, 1000.0])
+@pytest.mark.parametrize("level", thinned([-50.0, 20.0, 45.0, 62.0, 1000.0], 3))
 def test_second_derivatives_at_every_level(level):
     """At maxima from 44 to 64 the square of the sum of unshifted exponentials is out of range."""
     x, want = jnp.full(2, level), np.array([[1, -1], [-1, 1]]) / 4
