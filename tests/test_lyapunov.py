@@ -281,6 +281,7 @@ reverse_only.defvjp(lambda x: (2 * x, None), lambda _, g: (2 * g,))
         (lambda: lyapunov_exponents(3), "`step` must be a function; got int"),
         (lambda: lyapunov_exponents(logistic, steps=0), "`steps` must be an integer >= 1; got 0"),
         (lambda: lyapunov_exponents(logistic, steps=10, every=3), "`every`=3 must divide"),
+        (lambda: lyapunov_exponents(logistic, steps=10, every=10), "measured but once"),
         (lambda: lyapunov_exponents(logistic, dt=0), "`dt` must be a positive number"),
         (lambda: lyapunov_exponents(logistic, key=3), "`key` must be one key"),
         (lambda: lyapunov_exponents(logistic, k=2)(0.3), "`k`=2 exponents were asked for, but the state has 1"),

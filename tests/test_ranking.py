@@ -149,6 +149,17 @@ def test_a_problem_that_no_rewrite_can_help():
     assert report.leaves[0].conditioning > 0.5 * report.leaves[0].worst
 
 
+def test_a_leaf_that_is_not_finite_hides_no_other():
+    def loss(p):
+        masked = jnp.sum(jnp.where(p["a"] > 0, jnp.sqrt(p["a"]), 0.0))
+        return (1 - jnp.cos(p["b"])) / p["b"] ** 2 + masked
+
+    report = rad.audit(loss)({"a": jnp.array([0.0, 4.0]), "b": jnp.float32(1e-3)})
+    assert {leaf.name: leaf.nonfinite for leaf in report.leaves} == {"a": 1, "b": 0}
+    shares = {one.line: one.share for one in report.ranking if one.leaf == "b"}
+    assert shares == {loss.__code__.co_firstlineno + 2: pytest.approx(1.0, abs=1e-3)}
+
+
 def test_no_ranking_is_made_where_none_is_wanted():
     x = jnp.array([2e-3, 1e-3])
     assert audit(lambda x: jnp.sum(x**3))(x).ranking == ()

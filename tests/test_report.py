@@ -102,7 +102,7 @@ def test_threshold_decides():
     x = jnp.full(3, 30.0)
     lost = float(rad.audit(loss)(x).bits_lost)
     assert rad.audit(loss, threshold=min(1.0, (lost + 1) / 24))(x).ok
-    assert not rad.audit(loss, threshold=(lost - 1) / 24)(x).ok
+    assert not rad.audit(loss, threshold=np.float32((lost - 1) / 24))(x).ok
 
 
 def test_a_nan_that_reaches_no_output_is_no_finding():
@@ -161,6 +161,7 @@ def test_has_aux_keywords_and_static_arguments():
 
     report = rad.audit(loss, has_aux=True)(X, 3, mode="sum")
     chex.assert_trees_all_close(report.gradient, 3 * X**2)
+    assert rad.audit(lambda x, name: x.sum() if name == "a" else x.prod())(X, np.str_("a")).ok
 
 
 def test_python_numbers_are_differentiated_as_in_jax_grad():
@@ -286,6 +287,10 @@ BAD = {
     "aux unasked": (lambda: rad.audit(lambda x: (x.sum(), 1))(X), "pass has_aux=True"),
     "aux missing": (lambda: rad.audit(square, has_aux=True)(X), "expects `f` to return (value, aux)"),
     "integers": (lambda: rad.audit(square)(jnp.arange(3)), "nothing to differentiate"),
+    "integers among others": (
+        lambda: rad.audit(lambda x, n: (x * n).sum(), argnums=(0, 1))(X, np.arange(3)),
+        "int64[3]",
+    ),
     "no argument": (lambda: rad.audit(lambda: 1.0)(), "no positional argument"),
     "argnums too large": (lambda: rad.audit(square, argnums=3)(X), "names argument 3, but the call has 1"),
     "argnums no index": (lambda: rad.audit(square, argnums="x")(X), "must be an int"),  # type: ignore[arg-type]

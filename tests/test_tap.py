@@ -101,6 +101,14 @@ def test_any_number_of_entries(shape):
     assert found.norm == pytest.approx(norm(c), rel=1e-6)
 
 
+def test_no_record_of_a_scan_of_no_steps():
+    def loss(x, records):
+        return jnp.sum(tap(x, records))
+
+    found = jax.grad(loss, 1)(jnp.zeros((0, 3)), CotangentRecord.zeros((0,)))
+    assert found.sums.shape == (0, 11)
+
+
 def test_float64_has_its_own_range():
     with jax.enable_x64(True):
         record = CotangentRecord.zeros(dtype=jnp.float64)

@@ -69,7 +69,7 @@ def _plain(tree: Any, differentiated: bool, arrays_only: bool) -> Argument:
             plan.append(("leaf", len(leaves)))
             leaves.append(jnp.asarray(x))
             names.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-        elif is_array and (not isinstance(x, np.ndarray) or x.dtype.kind in "biufcV"):
+        elif is_array and (isinstance(x, jax.Array) or x.dtype.kind in "biufcV"):
             plan.append(("other", len(others)))
             others.append(jnp.asarray(x))
         else:
@@ -115,7 +115,7 @@ def arguments(f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[A
             "the parameters are another argument: pass `argnums=`; or they are integers: cast them to float32."
         )
     for i in wanted:
-        if isinstance(args[i], int | np.integer) or (isinstance(args[i], jax.Array) and not parts[i].leaves):
+        if isinstance(args[i], int | jax.Array | np.ndarray | np.generic) and not parts[i].leaves:
             raise AuditError(
                 f"argument `{titles[i]}` of argnums={argnums!r} is {_describe(args[i])}, which has no derivative; "
                 "expected floating arrays. Leave it out of `argnums`, or cast it to float32."

@@ -90,7 +90,7 @@ def audit(
         (False, 'zero-times-inf', 'sqrt')
     """
     refuse_no_function(f, "audit")
-    if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+    if not isinstance(threshold, int | float | np.number) or not 0 < threshold <= 1:
         raise AuditError(f"`threshold` must be a share of the precision in (0, 1]; got {threshold!r}.")
     if mode not in ("vjp", "jvp"):
         raise AuditError(f'`mode` must be "vjp" (reverse mode) or "jvp" (forward mode); got {mode!r}.')

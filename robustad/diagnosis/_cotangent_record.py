@@ -123,7 +123,7 @@ def record(x: Array, axes: int, dtype: jax.typing.DTypeLike) -> Array:
         x = jnp.stack([lax.real(x), lax.imag(x)], -1)
     if jnp.finfo(x.dtype).bits < 16:
         x = lax.convert_element_type(x, dtype)
-    return _record(x.reshape(*x.shape[:axes], -1), jnp.dtype(dtype))
+    return _record(x.reshape(*x.shape[:axes], math.prod(x.shape[axes:])), jnp.dtype(dtype))
 
 
 _CHUNK = 4096
@@ -138,7 +138,7 @@ def _record(x: Array, dtype: Any) -> Array:
     shape, size = x.shape[:-1], x.shape[-1]
     padding = -size % _CHUNK if size > _CHUNK else 0
     x = jnp.pad(x, [(0, 0)] * len(shape) + [(0, padding)])
-    x = x.reshape(*shape, -1, _CHUNK) if padding or size > _CHUNK else x[..., None, :]
+    x = x.reshape(*shape, x.shape[-1] // _CHUNK, _CHUNK) if size > _CHUNK else x[..., None, :]
     bits = _magnitude_bits(x)
     finite = bits < _bits_of(np.inf, x.dtype)
     y = jnp.where(finite, lax.abs(lax.convert_element_type(x, dtype)), 0)

@@ -82,6 +82,8 @@ def lyapunov_exponents(
     count("every", every, 1)
     if steps % every or burn_in % every:
         raise AuditError(f"`every`={every} must divide `steps`={steps} and `burn_in`={burn_in}.")
+    if steps == every:
+        raise AuditError(f"`steps`={steps} are measured but once, with `every`={every}: take twice as many, or more.")
     if k is not None:
         count("k", k, 1)
     if isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < dt < np.inf:

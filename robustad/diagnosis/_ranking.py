@@ -43,9 +43,10 @@ def rank(audited: Audited, wanted: Sequence[tuple[int, str, np.ndarray]]) -> dic
     program, sites = ranking_program(audited)
     run = jax.jit(program)
     ranked = {}
+    shapes = [_jaxpr.aval(out).shape for out in audited.program.outputs]
+    looked_into = {k for k, *_ in wanted}
     for k, name, failing in wanted:
-        shapes = [_jaxpr.aval(out).shape for out in audited.program.outputs]
-        weights = [jnp.zeros((1,) * len(shape)) for shape in shapes]
+        weights = [jnp.zeros((1,) * len(shape)) if i in looked_into else None for i, shape in enumerate(shapes)]
         weights[k] = (
             jnp.asarray(failing, np.float64).reshape(-1, *(1 for _ in shapes[k][1:])) if shapes[k] else jnp.ones(())
         )
@@ -60,13 +61,14 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
     """(constants, inputs, weights) to (shares of the equations, condition, size) of the weighted outputs' error, to be
     jitted and run inside `jax.enable_x64(True)`; and the equations.
 
-    `weights`: for the value and each gradient leaf an array that broadcasts to it, 0 where its error does not count.
+    `weights`: for the value and each gradient leaf an array that broadcasts to it, 0 where its error does not count, or
+    None where no element of it does: what it alone is made of is left out, infinite slopes too.
     """
     sites = list(audited.flow.sites.values())
     numbers = {site.path: k for k, site in enumerate(sites)}
     program = audited.closed
 
-    def run(constants: Sequence[Array], inputs: Sequence[Array], weights: Sequence[Array]) -> Any:
+    def run(constants: Sequence[Array], inputs: Sequence[Array], weights: Sequence[Array | None]) -> Any:
         pieces = list(_jaxpr.segments(program, SEGMENT, _shadow.CONTRACTING))
         env = dict(zip(program.inputs, map(_shadow.lift, [*constants, *inputs]), strict=True))
         for k, piece in enumerate(pieces):
@@ -130,12 +132,14 @@ def ranking_program(audited: Audited) -> tuple[Callable[..., Any], list[Site]]:
     return run, sites
 
 
-def _directions(program: Body, env: dict[Any, Shadow], weights: Sequence[Array]) -> tuple[dict[Any, Array], Array]:
+def _directions(
+    program: Body, env: dict[Any, Shadow], weights: Sequence[Array | None]
+) -> tuple[dict[Any, Array], Array]:
     """The weighted error of each output over the square of its size (projected on it, the errors add up to 1); the size."""
     errors: dict[Any, Array] = {}
     for var, weight in zip(program.outputs, weights):
-        if _jaxpr.literal(var) is None and env[var].high is not None:
-            error = weight * Shifted(env[var].working, env[var].high, None).gap
+        if weight is not None and _jaxpr.literal(var) is None and env[var].high is not None:
+            error = jnp.where(weight != 0, weight * Shifted(env[var].working, env[var].high, None).gap, 0.0)
             errors[var] = errors[var] + error if var in errors else error
     largest = jnp.stack([jnp.max(jnp.abs(e), initial=0.0) for e in errors.values()]).max()
     safe = jnp.where(largest > 0, largest, 1.0)
