@@ -133,3 +133,9 @@ def test_wrong_options_are_refused(options, message):
 def test_forward_mode_needs_floating_outputs():
     with pytest.raises(AuditError, match="floating arrays"):
         rad.audit(lambda x: jnp.argmax(x), mode="jvp")(jnp.ones(3))
+
+
+def test_outputs_of_two_dtypes_in_forward_mode():
+    with jax.numpy_dtype_promotion("strict"):
+        report = rad.audit(lambda x: {"a": x.astype(jnp.bfloat16), "b": x**2}, mode="jvp")(jnp.ones(3))
+    assert report.ok

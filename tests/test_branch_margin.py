@@ -351,3 +351,16 @@ def test_the_mode_of_the_caller_is_kept():
 def test_bad_input(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_keys_of_a_sort_decide_one_after_the_other():
+    ties = branch_margin(lambda i, b: jnp.lexsort((b, i)))(
+        jnp.array([1, 1, 2]), jnp.array([1.0, away(1, 2, "float32"), 1.0])
+    )
+    assert [m.margin for m in ties.margins] == [2]
+    apart = branch_margin(lambda a, b: jnp.lexsort((b, a)))(
+        jnp.array([1.0, 1.0, away(1, 3, "float32")]), jnp.array([5.0, away(5, 7, "float32"), 1.0])
+    )
+    assert [(m.margin, m.decisions) for m in apart.margins] == [(3, 2)]
+    exact = branch_margin(lambda i, b: jnp.lexsort((b, i)))(jnp.array([1, 3, 2]), jnp.ones(3))
+    assert [m.margin for m in exact.margins] == [np.inf]

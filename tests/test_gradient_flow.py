@@ -17,6 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 from robustad import _jaxpr
 from robustad.diagnosis import AuditError, gradient_flow
 from robustad.diagnosis._flow_layers import planned
+from robustad.diagnosis._flow_report import fitted, power
 from robustad.diagnosis._gradient_flow import blank
 from robustad.diagnosis._tapped import Tapped
 
@@ -472,3 +473,9 @@ def test_a_value_that_is_not_finite_is_not_healthy():
     flow = gradient_flow(lambda w: jnp.sum(jnp.log(w)))(jnp.array([-1.0, 2.0]))
     assert not flow.ok and flow.verdict == "non-finite" and flow.worst is None
     assert "the value is not finite" in str(flow)
+
+
+def test_norms_of_any_size_have_a_factor():
+    """The factor is kept as its logarithm: no norm of float64 makes it fail."""
+    assert power(fitted([1.4e165, 1.4e-160])) == math.inf and power(fitted([1.4e-160, 1.4e165])) == 0
+    assert fitted([1e-160, 1e165]) == pytest.approx(-325 * math.log(10))

@@ -337,3 +337,35 @@ def test_partial_and_callable_objects():
             return jnp.sum(x**2)
 
     assert rad.audit(Loss())(X).function == "Loss"
+
+
+def test_names_of_leaves_are_their_own():
+    """Neither a leaf that is called "value" nor two of one name hide the function's value, or one another."""
+
+    def plain(x):
+        return jnp.sum((1 - jnp.cos(x)) / x**2)
+
+    def called(value):
+        return plain(value)
+
+    one, other = (rad.audit(f, ranking=True)(jnp.float32(1e-3)) for f in (plain, called))
+    assert len(one.scalars()) == len(other.scalars())
+    assert [(c.line, c.share) for c in one.ranking] == [(c.line, c.share) for c in other.ranking]
+    assert other.leaves[0].name == "args[0]" and other.value_bits_lost == one.value_bits_lost
+    params = {"a": {"b": jnp.float32(2.0)}, "a/b": jnp.float32(1e-3), "value": jnp.float32(1.0)}
+    report = rad.audit(lambda params: params["a"]["b"] + plain(params["a/b"]) + params["value"])(params)
+    names = ["params['a']['b']", "params['a/b']", "params['value']"]
+    assert [leaf.name for leaf in report.leaves] == names
+    assert list(json.loads(report.to_json())["leaves"]) == names
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        rad.audit,
+        *(getattr(rad.diagnosis, name) for name in "gradient_flow grad_check taylor_test adjoint_test".split()),
+    ],
+)
+def test_python_numbers_are_refused_under_jit_too(tool):
+    with pytest.raises(AuditError, match="Call it outside"):
+        jax.jit(lambda y: (tool(lambda x: x**2)(2.0), y)[1])(1.0)

@@ -138,6 +138,8 @@ def test_it_prints_and_takes_modules():
         (lambda: stage_gains([jnp.sin], length=2), "`length`=2 is for the body of a scan"),
         (lambda: stage_gains(body)(jnp.ones(2)), "the scan's length must be given once"),
         (lambda: stage_gains(body, length=2)(jnp.ones(2), jnp.ones((3, 2, 2))), "the scan's length must be given once"),
+        (lambda: stage_gains(body)(jnp.ones(2), [1.0, 2.0]), "by the first axis of the arrays"),
+        (lambda: stage_gains([jnp.sin])({"a": jnp.ones(2), "b": "relu"}), "arrays and numbers alone; got 'relu'"),
         (lambda: stage_gains(lambda c, x: c, length=2)(jnp.ones(2)), "must return .carry, y."),
         (lambda: stage_gains([jnp.argmax])(jnp.ones(2)), "must return floating arrays"),
         (lambda: stage_gains([jnp.sin])(jnp.ones(0)), "the Jacobian of `sin` is empty: 0 x 0"),

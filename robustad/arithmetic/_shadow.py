@@ -103,7 +103,6 @@ MOVING = frozenset(
 """Data moves and is not changed."""
 
 REDUCING = frozenset("reduce_sum reduce_prod psum psum_invariant reduce_scatter".split())
-EXTREMAL = frozenset("reduce_max reduce_min pmax pmin".split())
 CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 CONTRACTING = frozenset("dot_general conv_general_dilated ragged_dot_general".split())
 WINDOWED = frozenset("reduce_window_sum reduce_window_max reduce_window_min".split())

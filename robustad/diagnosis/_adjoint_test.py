@@ -17,6 +17,7 @@ from robustad.diagnosis._leaves import precision_of
 from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import slopes_of
 from robustad.diagnosis._program import without_aux
+from robustad.diagnosis._tracing import refuse_tracers
 
 _CONSTANT = 8.0
 
@@ -98,8 +99,7 @@ def adjoint_test(
 
     @functools.wraps(f, updated=())
     def test(*args: Any, **kwargs: Any) -> AdjointTest:
-        if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
-            raise AuditError("`adjoint_test` was called on traced arrays (under jit, grad or vmap). Call it outside.")
+        refuse_tracers("adjoint_test", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             taken = arguments(f, argnums, args, kwargs)
             linear = _Linear(taken, _floating_outputs(taken, has_aux))

@@ -4,6 +4,7 @@ flax nnx modules (their `Param`s), equinox modules (their floating arrays; funct
 plain pytrees all work, and neither library is imported here.
 """
 
+import collections
 import dataclasses
 import inspect
 import sys
@@ -28,6 +29,7 @@ class Argument:
 
     leaves: list[Array]
     names: list[str]
+    paths: list[str]
     others: list[Array]
     rebuild: Callable[[Sequence[Array], Sequence[Array]], Any]
     like: Callable[[Sequence[Any]], Any]
@@ -46,7 +48,7 @@ def take_apart(argument: Any, differentiated: bool) -> Argument:
             return nnx.merge(graph, held.rebuild(leaves, others[:n]), state.rebuild([], others[n:]))
 
         names = [name.removesuffix("/value") for name in held.names]
-        return Argument(held.leaves, names, held.others + state.others, merge, held.like)
+        return Argument(held.leaves, names, held.paths, held.others + state.others, merge, held.like)
     equinox = sys.modules.get("equinox")
     arrays_only = equinox is not None and _holds(argument, equinox.Module)
     return _plain(argument, differentiated, arrays_only)
@@ -60,6 +62,7 @@ def _plain(tree: Any, differentiated: bool, arrays_only: bool) -> Argument:
     with_paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     leaves: list[Array] = []
     names: list[str] = []
+    paths: list[str] = []
     others: list[Array] = []
     plan: list[tuple[str, Any]] = []
     for path, x in with_paths:
@@ -69,6 +72,7 @@ def _plain(tree: Any, differentiated: bool, arrays_only: bool) -> Argument:
             plan.append(("leaf", len(leaves)))
             leaves.append(jnp.asarray(x))
             names.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+            paths.append(jax.tree_util.keystr(path))
         elif is_array and (isinstance(x, jax.Array) or x.dtype.kind in "biufcV"):
             plan.append(("other", len(others)))
             others.append(jnp.asarray(x))
@@ -82,7 +86,7 @@ def _plain(tree: Any, differentiated: bool, arrays_only: bool) -> Argument:
     def like(things: Sequence[Any]) -> Any:
         return structure.unflatten(things[x] if kind == "leaf" else None for kind, x in plan)
 
-    return Argument(leaves, names, others, rebuild, like)
+    return Argument(leaves, names, paths, others, rebuild, like)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +142,23 @@ def arguments(f: Callable[..., Any], argnums: int | Sequence[int], args: tuple[A
         trees = [trees[order.index(i)] for i in wanted]
         return trees[0] if isinstance(argnums, int | np.integer) else tuple(trees)
 
-    names = []
+    names, full = [], []
     for i, p in enumerate(parts):
-        for name in p.names:
-            full = titles[i] if not name else f"{titles[i]}/{name}" if len(wanted) > 1 else name
-            names.append(full)
+        for name, path in zip(p.names, p.paths):
+            names.append(titles[i] if not name else f"{titles[i]}/{name}" if len(wanted) > 1 else name)
+            full.append(f"{titles[i]}{path}" if path else f"args[{i}]")
+    names = distinct(names, full)
     leaves = [x for p in parts for x in p.leaves]
     others = [x for p in parts for x in p.others] + keywords.others
     inputs = [(titles[i], x) for i, p in enumerate(parts) for x in [*p.leaves, *p.others]]
     inputs += [("keyword arguments", x) for x in keywords.others]
     return Arguments(call, leaves, names, others, like, inputs)
+
+
+def distinct(names: Sequence[str], full: Sequence[str]) -> list[str]:
+    """The names of leaves: the `full` one of a leaf that shares its name, with another or with the function's value."""
+    shared = collections.Counter([*names, "value"])
+    return [long if shared[name] > 1 else name for name, long in zip(names, full)]
 
 
 def _argnums(argnums: Any, n: int) -> tuple[int, ...]:

@@ -23,11 +23,12 @@ from robustad.diagnosis._divergence import divergence, divergences, with_decisio
 from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._notes import lost, unreferenced
-from robustad.diagnosis._options import name_of, refuse_no_function
+from robustad.diagnosis._options import is_number, name_of, refuse_no_function
 from robustad.diagnosis._program import Audited, derivative_program
 from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
+from robustad.diagnosis._tracing import refuse_tracers
 from robustad.diagnosis._truth import truth
 
 log = logging.getLogger("robustad")
@@ -90,7 +91,7 @@ def audit(
         (False, 'zero-times-inf', 'sqrt')
     """
     refuse_no_function(f, "audit")
-    if not isinstance(threshold, int | float | np.number) or not 0 < threshold <= 1:
+    if not is_number(threshold) or not 0 < threshold <= 1:
         raise AuditError(f"`threshold` must be a share of the precision in (0, 1]; got {threshold!r}.")
     if mode not in ("vjp", "jvp"):
         raise AuditError(f'`mode` must be "vjp" (reverse mode) or "jvp" (forward mode); got {mode!r}.')
@@ -106,20 +107,15 @@ def audit(
     @functools.wraps(f, updated=())
     def audited(*args: Any, **kwargs: Any) -> Report:
         # The user's own switches against NaNs and compilation would stop the passes instead of informing them.
+        refuse_tracers("audit", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             started = time.perf_counter()
             log.info("tracing the gradient")
-            audited = derivative_program(f, argnums, has_aux, _untraced(args), _untraced(kwargs), mode, order, tangents)
+            audited = derivative_program(f, argnums, has_aux, args, kwargs, mode, order, tangents)
             report = _run(audited, f, float(threshold), ranking)
             return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
     return audited
-
-
-def _untraced(args: Any) -> Any:
-    if any(_jaxpr.is_traced(x) for x in jax.tree.leaves(args)):
-        raise AuditError("`audit` was called on traced arrays (under jit, grad or vmap). Call it outside, on arrays.")
-    return args
 
 
 def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Report:
@@ -274,7 +270,7 @@ def _value(value: Shadow, precision: int | None) -> tuple[Any, float | None]:
 def _dtype(audited: Audited) -> str:
     """The narrowest float dtype of the audit, by its short name."""
     narrowest = min((leaf.precision or 53 for leaf in [*audited.leaves, audited.value]), default=53)
-    return {53: "f64", 24: "f32", 11: "f16", 8: "bf16"}.get(narrowest, f"{narrowest}-bit floats")
+    return {53: "f64", 24: "f32", 11: "f16", 8: "bf16"}.get(narrowest, f"floats of {narrowest} bits of precision")
 
 
 def _refuse_nan(taken: Arguments) -> None:

@@ -44,8 +44,8 @@ def branch_margin(f: Callable[..., Any]) -> Callable[..., BranchMargins]:
     Not looked at are windowed, running and cross-device extrema.
 
     Args:
-        f: a function of arrays or pytrees to arrays or pytrees. Nothing in it needs to change; a gradient function has
-            predicates too, those of its derivative.
+        f: a function of arrays, Python floats (traced too) or pytrees of them to arrays or pytrees. Nothing in it needs to
+            change; a gradient function has predicates too, those of its derivative.
 
     Returns:
         A function of `f`'s arguments that returns `BranchMargins`. It cannot be called under `jax.jit`. It runs `f` once.

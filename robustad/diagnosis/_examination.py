@@ -64,7 +64,8 @@ def _stored(file: Path) -> Probe:
         return Probe.from_json(file.read_text())
     except ValueError as error:
         raise ValueError(
-            f"`against`: {file} does not hold a probe ({error.__cause__}); write one by `robustad doctor --json > {file}`."
+            f"`against`: {file} does not hold a probe ({error.__cause__ or error}); write one by "
+            f"`robustad doctor --json > {file}`."
         ) from error
 
 

@@ -80,7 +80,7 @@ class LayerFlow:
     @property
     def factor(self) -> float:
         """What the norm is multiplied by from a step to the one before, fitted like that of all layers."""
-        return fitted(self.steps)
+        return power(fitted(self.steps))
 
     def underflow_steps(self, dtype: Any) -> float:
         """After how many steps back the cotangent's rms falls below a dtype's smallest normal number, going on like this.
@@ -89,7 +89,7 @@ class LayerFlow:
         """
         last = next((s for s in reversed(self.steps) if s > 0), math.nan)
         entries = (self.cotangent_norm / self.cotangent_rms) ** 2 if self.cotangent_rms > 0 else math.nan
-        return _depth(last / math.sqrt(entries / max(len(self.steps), 1)), self.factor, dtype)
+        return _depth(last / math.sqrt(entries / max(len(self.steps), 1)), fitted(self.steps), dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +131,7 @@ class GradientFlow:
     @property
     def slope(self) -> float:
         """log10 of `factor`."""
-        return math.log10(self.factor) if self.factor > 0 else math.nan
+        return self._log_factor / math.log(10)
 
     @property
     def factor(self) -> float:
@@ -139,6 +139,10 @@ class GradientFlow:
 
         Fitted to all of them by least squares on logarithms; NaN where fewer than two have a norm.
         """
+        return power(self._log_factor)
+
+    @property
+    def _log_factor(self) -> float:
         return fitted([layer.cotangent_norm for layer in self.layers])
 
     @property
@@ -151,7 +155,7 @@ class GradientFlow:
         """How many layers before the last the cotangent's rms falls below the smallest normal number of a dtype, going on as
         `factor` says; inf where it does not fall."""
         last = next((x.cotangent_rms for x in reversed(self.layers) if x.cotangent_rms > 0), math.nan)
-        return _depth(last, self.factor, dtype)
+        return _depth(last, self._log_factor, dtype)
 
     def scalars(self) -> dict[str, float]:
         """Flat numbers for a logger."""
@@ -179,21 +183,27 @@ class GradientFlow:
 
 
 def fitted(norms: Sequence[float]) -> float:
-    """The factor, from the last to the first, of the geometric series that is nearest to the norms other than 0."""
+    """The logarithm of the factor, from the last to the first, of the geometric series nearest to the norms other than 0."""
     known = [(k, math.log(x)) for k, x in enumerate(norms) if 0 < x < math.inf]
     if len(known) < 2:
         return math.nan
     at, logs = np.array(known).T
     at = at - at.mean()
-    return math.exp(-float(at @ (logs - logs.mean()) / (at @ at)))
+    return -float(at @ (logs - logs.mean()) / (at @ at))
+
+
+def power(exponent: float) -> float:
+    """e to an exponent; inf where it overflows."""
+    with np.errstate(over="ignore", under="ignore"):
+        return float(np.exp(exponent))
 
 
 def _over(a: float, b: float) -> float:
     return a / b if b else math.inf if a else math.nan
 
 
-def _depth(last: float, factor: float, dtype: Any) -> float:
+def _depth(last: float, log_factor: float, dtype: Any) -> float:
     tiny = float(jnp.finfo(dtype).tiny)
-    if math.isnan(last) or math.isnan(factor):
+    if math.isnan(last) or math.isnan(log_factor):
         return math.nan
-    return math.inf if factor >= 1 else max(math.log(last / tiny) / -math.log(factor), 0.0)
+    return math.inf if log_factor >= 0 else max((math.log(last) - math.log(tiny)) / -log_factor, 0.0)

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robustad import _jaxpr
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._grad_check_report import GradCheck, LeafCheck
 from robustad.diagnosis._judgement import judged, known
-from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function, refuse_no_rtol
+from robustad.diagnosis._options import count, is_number, name_of, numpy_seed, refuse_no_function, refuse_no_rtol
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import Probes, from_coordinates, probes
 from robustad.diagnosis._program import Audited, derivative_program
+from robustad.diagnosis._tracing import refuse_tracers
 
 
 def grad_check(
@@ -77,8 +77,7 @@ def grad_check(
 
     @functools.wraps(f, updated=())
     def check(*args: Any, **kwargs: Any) -> GradCheck:
-        if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
-            raise AuditError("`grad_check` was called on traced arrays (under jit, grad or vmap). Call it outside.")
+        refuse_tracers("grad_check", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             return _run(f, derivative_program(f, argnums, has_aux, args, kwargs), options)
 
@@ -96,8 +95,8 @@ class _Options:
 
     @staticmethod
     def checked(scales: Any, order: Any, rtol: Any, elements: Any, directions: Any, key: Any) -> "_Options":
-        given = (scales,) if isinstance(scales, int | float) else tuple(scales)
-        if not given or not all(isinstance(s, int | float) and 0 < abs(s) < np.inf for s in given):
+        given = tuple(scales) if isinstance(scales, Sequence | np.ndarray) else (scales,)
+        if not given or not all(is_number(s) and 0 < abs(s) < np.inf for s in given):
             raise AuditError(f"`scales` must be finite numbers other than 0; got {scales!r}.")
         if not isinstance(order, int) or isinstance(order, bool) or order not in (1, 2, 3):
             raise AuditError(f"`order` must be 1, 2 or 3; got {order!r}.")

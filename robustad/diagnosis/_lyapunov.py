@@ -18,7 +18,7 @@ from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._lyapunov_report import LyapunovExponents
 from robustad.diagnosis._on_host import on_host
-from robustad.diagnosis._options import count, name_of, refuse_no_function, refuse_no_key
+from robustad.diagnosis._options import count, is_number, name_of, refuse_no_function, refuse_no_key
 
 BLOCKS = 32
 ALL = 32  # components: of a state of as many, all exponents by default; of a larger one as many
@@ -86,7 +86,7 @@ def lyapunov_exponents(
         raise AuditError(f"`steps`={steps} are measured but once, with `every`={every}: take twice as many, or more.")
     if k is not None:
         count("k", k, 1)
-    if isinstance(dt, bool) or not isinstance(dt, int | float | np.number) or not 0 < dt < np.inf:
+    if not is_number(dt) or not 0 < dt < np.inf:
         raise AuditError(f"`dt` must be a positive number, the time of a step; got {dt!r}.")
     refuse_no_key(key)
 

@@ -34,10 +34,14 @@ def refuse_no_key(key: Any) -> None:
         raise AuditError(f"`key` must be one key of jax.random.key(...); got {type(key).__name__}.")
 
 
+def is_number(x: Any) -> bool:
+    """Whether an option is a real number: Python's or NumPy's."""
+    return isinstance(x, int | float | np.integer | np.floating) and not isinstance(x, bool)
+
+
 def refuse_no_rtol(rtol: Any) -> None:
     """Raises an AuditError where an `rtol` is given that is none."""
-    number = isinstance(rtol, int | float | np.number) and not isinstance(rtol, bool)
-    if rtol is not None and not (number and 0 < rtol < 1):
+    if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
         raise AuditError(f"`rtol` must be a number in (0, 1), or None for half the digits; got {rtol!r}.")
 
 

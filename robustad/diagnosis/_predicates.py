@@ -55,7 +55,11 @@ def kind(eqn: Equation) -> str | None:
     """The kind of decision that an equation takes on floating values; None where it takes none."""
     name, atoms = eqn.primitive.name, eqn.invars
     found = KINDS.get(name)
-    if found is None or not jnp.issubdtype(dtype := _jaxpr.aval(atoms[0]).dtype, jnp.floating):
+    if found is None:
+        return None
+    if name == "sort":
+        atoms = [a for a in atoms[: eqn.params["num_keys"]] if _jaxpr.is_inexact(a)] or atoms
+    if not jnp.issubdtype(dtype := _jaxpr.aval(atoms[0]).dtype, jnp.floating):
         return None
     if jnp.finfo(dtype).bits < 8:  # such a number has no place in memory of its own
         return None
@@ -63,7 +67,7 @@ def kind(eqn: Equation) -> str | None:
         return None
     if found == "comparison" and atoms[0] is atoms[1]:  # whether it is NaN
         return None
-    if name == "sort" and len(atoms) == 1:
+    if name == "sort" and len(eqn.invars) == 1:
         return "kink"
     return found
 
@@ -205,11 +209,26 @@ def _best(eqn: Equation, operands: Sequence[Shadow]) -> Decisions:
 
 @rule("order", "sort")
 def _sort(eqn: Equation, operands: Sequence[Shadow]) -> Decisions:
-    """Neighbours in the order of the first key."""
+    """Neighbours in the order of the first key in which they differ, or of the last one."""
     axis, shape = eqn.params["dimension"], operands[0].working.shape
     places = lax.broadcasted_iota(np.int32, shape, axis)
-    keys, *_, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), places])
-    return _neighbours(keys, jnp.take_along_axis(high(operands[0]), order, axis), axis, descending=False)
+    *keys, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), places])
+    dtype = next(key.dtype for key in keys if jnp.issubdtype(key.dtype, jnp.floating))
+    found: Decisions | None = None
+    for key, operand in reversed(list(zip(keys, operands[: eqn.params["num_keys"]]))):
+        if jnp.issubdtype(key.dtype, jnp.floating):
+            true = jnp.take_along_axis(high(operand), order, axis)
+            this = _neighbours(key.astype(dtype), true, axis, descending=False)
+        else:  # exact
+            this = _neighbours(jnp.zeros(shape, dtype), jnp.zeros(shape, np.float64), axis, descending=False)
+            this = dataclasses.replace(this, far=jnp.ones_like(this.otherwise))
+        if found is not None:
+            tied = jnp.equal(*_pair(key, axis))
+            pairs = [(getattr(found, f.name), getattr(this, f.name)) for f in dataclasses.fields(Decisions)]
+            this = Decisions(*(jnp.where(tied, later, here) for later, here in pairs))
+        found = this
+    assert found is not None
+    return found
 
 
 @rule("order", "top_k")
@@ -223,13 +242,13 @@ def _top_k(eqn: Equation, operands: Sequence[Shadow]) -> Decisions:
 
 
 def _neighbours(working: Array, true: Array, axis: int, descending: bool) -> Decisions:
-    n = working.shape[axis]
-
-    def pair(v: Array) -> tuple[Array, Array]:
-        return lax.slice_in_dim(v, 0, max(n - 1, 0), axis=axis), lax.slice_in_dim(v, min(n, 1), n, axis=axis)
-
-    (a, b), (x, y) = pair(working), pair(true)
+    (a, b), (x, y) = _pair(working, axis), _pair(true, axis)
     return Decisions(a, b, x, y, x < y if descending else x > y)
+
+
+def _pair(v: Array, axis: int) -> tuple[Array, Array]:
+    n = v.shape[axis]
+    return lax.slice_in_dim(v, 0, max(n - 1, 0), axis=axis), lax.slice_in_dim(v, min(n, 1), n, axis=axis)
 
 
 def shape(eqn: Equation) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from robustad._flow import Flow
 from robustad._interpret import interpret
 from robustad._jaxpr import Body, Path
 from robustad.arithmetic._shadow import DECIDING
-from robustad.diagnosis._arguments import Arguments, AuditError, arguments
+from robustad.diagnosis._arguments import Arguments, AuditError, arguments, distinct
 from robustad.diagnosis._leaves import Leaf, leaves
 
 
@@ -160,7 +160,11 @@ def _forward(f: Callable[..., Any], shape: Any) -> tuple[list[str], Callable[[Se
     if not kept:
         got = ", ".join(sorted({str(x.dtype) for _, x in with_paths})) or "nothing"
         raise AuditError(f"`f` must return floating arrays, which have tangents; it returned {got}.")
-    names = [jax.tree_util.keystr(with_paths[k][0], simple=True, separator="/") or "tangent" for k in kept]
+    paths = [with_paths[k][0] for k in kept]
+    names = distinct(
+        [jax.tree_util.keystr(path, simple=True, separator="/") or "tangent" for path in paths],
+        [f"tangent{jax.tree_util.keystr(path)}" for path in paths],
+    )
 
     def like(things: Sequence[Any]) -> Any:
         held = dict(zip(kept, things))
@@ -172,7 +176,8 @@ def _forward(f: Callable[..., Any], shape: Any) -> tuple[list[str], Callable[[Se
             return [jnp.asarray(outs[k]) for k in kept]
 
         values, made = jax.jvp(floating, (list(leaves),), (list(directions),))
-        whole = values[0] if len(values) == 1 else jnp.concatenate([v.ravel() for v in values])
+        with jax.numpy_dtype_promotion("standard"):
+            whole = values[0] if len(values) == 1 else jnp.concatenate([v.ravel() for v in values])
         return [whole, *made]
 
     return names, like, moved

@@ -16,11 +16,11 @@ from robustad._jaxpr import Body, Call, Cond, Scan
 from robustad.arithmetic._ball_cost import TooLargeError
 from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import norm, wide
-from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._point import MOST
 from robustad.diagnosis._program import Audited, derivative_program
+from robustad.diagnosis._tracing import refuse_tracers
 
 
 @jax.tree_util.register_dataclass
@@ -115,10 +115,7 @@ def recompute_check(
 
     @functools.wraps(f, updated=())
     def check(*args: Any, **kwargs: Any) -> RecomputeCheck:
-        if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
-            raise AuditError(
-                "`recompute_check` was called on traced arrays (under jit, grad or vmap). Call it outside."
-            )
+        refuse_tracers("recompute_check", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             return _run(f, derivative_program(f, argnums, has_aux, args, kwargs))
 

@@ -97,11 +97,12 @@ def _of_scan(body: Callable[..., Any], length: int | None, key: Array | None) ->
 
     @functools.wraps(body, updated=())
     def measured(init: Any, xs: Any = None) -> StageGains:
-        lengths = {len(x) for x in jax.tree.leaves(xs)} | (set() if length is None else {length})
-        if len(lengths) != 1 or not (n := lengths.pop()):
+        shapes = [np.shape(x) for x in jax.tree.leaves(xs)]
+        lengths = {shape[:1] for shape in shapes} | (set() if length is None else {(length,)})
+        if len(lengths) != 1 or not (n := sum(lengths.pop())):
             raise AuditError(
-                "the scan's length must be given once, and not be 0: by `xs` or by `length`; "
-                f"got length={length} and xs of {[x.shape for x in jax.tree.leaves(xs)]}."
+                "the scan's length must be given once, and not be 0: by the first axis of the arrays in `xs`, or by "
+                f"`length`; got length={length} and xs of shapes {shapes}."
             )
         further = [(jax.tree.map(lambda x, k=k: x[k], xs),) for k in range(n)]
         return _run([stage] * n, [f"{stage.name}[{k}]" for k in range(n)], init, further, key)
@@ -158,6 +159,9 @@ def _run(
     chain: list[_Stage], names: list[str], x: Any, further: list[tuple[Any, ...]], key: Array | None
 ) -> StageGains:
     refuse_tracers("stage_gains", (x, further))
+    numbers = jax.Array | np.ndarray | np.number | np.bool_ | int | float | complex
+    if wrong := [y for y in jax.tree.leaves((x, further)) if not isinstance(y, numbers)]:
+        raise AuditError(f"the state of `stage_gains` must hold arrays and numbers alone; got {wrong[0]!r}.")
     alone, together, converged = [], [], []
     at: list[tuple[Any, ...]] = []
     with jax.debug_nans(False), jax.debug_infs(False), np.errstate(divide="ignore"):

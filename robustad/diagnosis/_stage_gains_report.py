@@ -1,6 +1,7 @@
 """What `stage_gains` says: gains, and their table."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -60,8 +61,9 @@ class StageGains:
         for k in shown:
             if n > 40 and k == n - 20:
                 lines.append(f"  ... {n - 40} more")
-            mark = "" if self.converged[k] else "   at least"
-            mark += "   <- largest" if k == self.worst and n > 1 else ""
+            known = not math.isnan(self.log2_stage[k] + self.log2_cumulative[k])
+            mark = "" if self.converged[k] else "   at least" if known else "   not finite"
+            mark += "   <- largest" if k == self.worst and n > 1 and known else ""
             lines.append(
                 f"{k:4} {self.names[k]:23.23}{self.log2_stage[k]:10.3f}{self.log2_cumulative[k]:10.3f}"
                 f"{self.log2_bound[k]:19.3f}{mark}"

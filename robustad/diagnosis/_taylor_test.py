@@ -8,15 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from robustad import _jaxpr
 from robustad.arithmetic._ball import flint, to_float
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
-from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function
+from robustad.diagnosis._options import count, is_number, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import coordinates, steps_like
 from robustad.diagnosis._program import derivative_program
 from robustad.diagnosis._slopes import ExactSlopes
+from robustad.diagnosis._tracing import refuse_tracers
 
 _STEPS = 2.0 ** -np.arange(2, 25)
 _BITS = 512
@@ -106,14 +106,13 @@ def taylor_test(
     """
     refuse_no_function(f, "taylor_test")
     count("directions", directions, 1)
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+    if not is_number(tolerance) or not 0 < tolerance < 1:
         raise AuditError(f"`tolerance` must be a number in (0, 1); got {tolerance!r}.")
     seed = numpy_seed(key)
 
     @functools.wraps(f, updated=())
     def test(*args: Any, **kwargs: Any) -> TaylorTest:
-        if any(_jaxpr.is_traced(x) for x in jax.tree.leaves((args, kwargs))):
-            raise AuditError("`taylor_test` was called on traced arrays (under jit, grad or vmap). Call it outside.")
+        refuse_tracers("taylor_test", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             at = point(derivative_program(f, argnums, has_aux, args, kwargs))
             random = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body
@@ -39,5 +40,6 @@ def traced(f: Callable[..., Any], name: str, tool: str, *examples: Any) -> tuple
 
 def refuse_tracers(tool: str, arguments: Any) -> None:
     """Raises an AuditError where a tool is called on arrays that are being traced."""
-    if any(_jaxpr.is_traced(x) for x in jax.tree.leaves(arguments)):
+    # Under `jit` a sum of Python numbers is traced too.
+    if any(_jaxpr.is_traced(x) for x in (*jax.tree.leaves(arguments), jnp.add(0, 0))):
         raise AuditError(f"`{tool}` was called on traced arrays (under jit, grad or vmap). Call it outside, on arrays.")
