@@ -1,13 +1,14 @@
 """What `condition_number` says: numbers, digits, and how they look."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from robustad.diagnosis._strict_json import strict_json
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 MEASURES = ("componentwise", "mixed", "normwise")
@@ -82,15 +83,7 @@ class ConditionNumber:
 
     def to_json(self, **options: Any) -> str:
         """As strict JSON (non-finite numbers are the strings "inf" and "nan"); `options` are passed to `json.dumps`."""
-
-        def plain(x: Any) -> Any:
-            if isinstance(x, dict):
-                return {k: plain(v) for k, v in x.items()}
-            if isinstance(x, list | tuple):
-                return [plain(v) for v in x]
-            return str(x) if isinstance(x, float) and not math.isfinite(x) else x
-
-        return json.dumps(plain(dataclasses.asdict(self)), allow_nan=False, **options)
+        return strict_json(dataclasses.asdict(self), **options)
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))

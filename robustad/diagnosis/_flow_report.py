@@ -1,7 +1,6 @@
 """What `gradient_flow` says: a row a layer, and what they say together."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad.diagnosis import _flow_table
+from robustad.diagnosis._strict_json import strict_json
 
 FINE = ("healthy", "no gradient")
 
@@ -167,16 +167,8 @@ class GradientFlow:
 
     def to_json(self, **options: Any) -> str:
         """As strict JSON (non-finite numbers are the strings "inf" and "nan"); `options` are passed to `json.dumps`."""
-
-        def plain(x: Any) -> Any:
-            if isinstance(x, dict):
-                return {k: plain(v) for k, v in x.items()}
-            if isinstance(x, list | tuple):
-                return [plain(v) for v in x]
-            return str(x) if isinstance(x, float) and not math.isfinite(x) else x
-
         said = {"verdict": self.verdict, "ok": self.ok, "factor": self.factor, "ratio": self.ratio}
-        return json.dumps(plain(said | dataclasses.asdict(self)), allow_nan=False, **options)
+        return strict_json(said | dataclasses.asdict(self), **options)
 
     def __str__(self) -> str:
         return "\n".join(_flow_table.lines(self))

@@ -1,7 +1,6 @@
 """What `branch_margin` says: the decisions of a program, the closest first, and how they look on a terminal."""
 
 import dataclasses
-import json
 import linecache
 import math
 import os
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+from robustad.diagnosis._strict_json import strict_json
 
 
 @jax.tree_util.register_dataclass
@@ -149,18 +150,10 @@ class BranchMargins:
 
     def to_json(self, **options: Any) -> str:
         """As strict JSON (non-finite numbers are the strings "inf" and "nan"); `options` are passed to `json.dumps`."""
-        return json.dumps(_plain(dataclasses.asdict(self) | {"ok": self.ok}), allow_nan=False, **options)
+        return strict_json(dataclasses.asdict(self) | {"ok": self.ok}, **options)
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _lines(found: BranchMargins, most: int = 12) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import jax
 from robustad.diagnosis import _on_device, _probe_compiler, _probe_functions, _probe_sums
 from robustad.diagnosis._measurement import Measurement, told
 from robustad.diagnosis._on_device import Device
+from robustad.diagnosis._strict_json import strict_json
 from robustad.stability import BackendFinding, BackendReport, verify_backend
 
 _WIDE, _NARROW = ("float64", "float32"), ("bfloat16", "float16")
@@ -69,11 +69,7 @@ class Probe:
 
     def to_json(self, **options: Any) -> str:
         """As strict JSON (infinity is the string "inf"), which `Probe.from_json` reads; `options` go to `json.dumps`."""
-        held = dataclasses.asdict(self)
-        for measurement in held["measurements"]:
-            if isinstance(measurement["value"], float) and not math.isfinite(measurement["value"]):
-                measurement["value"] = str(measurement["value"])
-        return json.dumps(held | {"ok": self.ok}, allow_nan=False, **options)
+        return strict_json(dataclasses.asdict(self) | {"ok": self.ok}, **options)
 
     @classmethod
     def from_json(cls, text: str) -> "Probe":

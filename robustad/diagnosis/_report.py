@@ -1,8 +1,6 @@
 """The audit's result: data, its JSON and its scalars. How it looks on a terminal is `_screen`'s."""
 
 import dataclasses
-import json
-import math
 from typing import Any
 
 import jax
@@ -12,6 +10,7 @@ from robustad.diagnosis._accuracy import Accuracy, norm, wide
 from robustad.diagnosis._contribution import Contribution
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._ranking import Ranked
+from robustad.diagnosis._strict_json import strict_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +117,17 @@ class Report:
             "ok": self.ok,
             "threshold": self.threshold,
             "dtype": self.dtype,
-            "value": _plain(self._size),
-            "value_reference": _plain(None if self.value_reference is None else _size(self.value_reference)),
-            "value_bits_lost": _plain(self.value_bits_lost),
+            "value": self._size,
+            "value_reference": None if self.value_reference is None else _size(self.value_reference),
+            "value_bits_lost": self.value_bits_lost,
             "equations": self.equations,
             "seconds": self.seconds,
-            "leaves": {leaf.name: _fields(leaf) for leaf in self.leaves},
-            "findings": [_fields(f) | {"source": f.source} for f in self.findings],
-            "notes": [_fields(f) | {"source": f.source} for f in self.notes],
-            "ranking": [_fields(c) | {"source": c.source} for c in self.ranking],
+            "leaves": {leaf.name: dataclasses.asdict(leaf) for leaf in self.leaves},
+            "findings": [dataclasses.asdict(f) | {"source": f.source} for f in self.findings],
+            "notes": [dataclasses.asdict(f) | {"source": f.source} for f in self.notes],
+            "ranking": [dataclasses.asdict(c) | {"source": c.source} for c in self.ranking],
         }
-        return json.dumps(held, allow_nan=False, **options)
+        return strict_json(held, **options)
 
     def to_html(self) -> str:
         """The report as one self-contained page: no script, nothing to fetch, in light and dark.
@@ -156,13 +155,3 @@ def _size(x: Any) -> float:
     """A scalar itself, the 2-norm of an array."""
     x = np.asarray(x).astype(wide(np.asarray(x)))
     return float(x) if x.shape == () and not np.iscomplexobj(x) else norm(x)
-
-
-def _fields(x: Any) -> dict[str, Any]:
-    return {k: _plain(v) for k, v in dataclasses.asdict(x).items()}
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, float) and not math.isfinite(x):
-        return str(x)
-    return [_plain(v) for v in x] if isinstance(x, tuple) else x
