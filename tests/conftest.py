@@ -1,6 +1,6 @@
 """Eight CPU devices, before anything initialises a backend; float64 only inside `jax.enable_x64(True)`.
 
-The longest lists of cases are thinned out (see `_subset`): `--whole` runs all of them.
+Long lists of cases are thinned out (see `_subset`), and a few slow tests left out: `--whole` runs all of them.
 """
 
 import jax

@@ -364,3 +364,7 @@ def test_keys_of_a_sort_decide_one_after_the_other():
     assert [(m.margin, m.decisions) for m in apart.margins] == [(3, 2)]
     exact = branch_margin(lambda i, b: jnp.lexsort((b, i)))(jnp.array([1, 3, 2]), jnp.ones(3))
     assert [m.margin for m in exact.margins] == [np.inf]
+    narrow = branch_margin(lambda a, b: lax.sort((a, b), num_keys=2))(
+        jnp.ones(2, jnp.float16), jnp.array([1.0, away(1, 2, "float32")])
+    )
+    assert [m.margin for m in narrow.margins] == [2]

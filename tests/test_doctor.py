@@ -307,6 +307,12 @@ def test_doctor_cannot_run(argv, said, capsys, monkeypatch):
     assert all(words in err for words in said)
 
 
+def test_a_binary_file_is_no_probe(tmp_path, capsys):
+    (tmp_path / "probe.json").write_bytes(b"\xff\xfe\x00")
+    assert main(["doctor", "--against", str(tmp_path / "probe.json")]) == 2
+    assert "utf-8" in capsys.readouterr().err
+
+
 def doctor(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(robustad.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "robustad.cli", "doctor", *argv]

@@ -243,7 +243,7 @@ def test_scales() -> None:
     x, scales = jnp.asarray([3.0, 4.0]), (1e-20, 1.0, 1e20)
     check = grad_check(plain, scales=scales)(x)
     assert [all(leaf.ok for leaf in check.at(s)) for s in scales] == [False, True, False]
-    assert grad_check(stability.norm, scales=(1e-20, 1e20))(x).ok
+    assert grad_check(stability.norm, scales=np.array([1e-20, 1e20], np.float32))(x).ok
     check = grad_check(plain, scales=scales)(x.astype(jnp.float16))
     assert any("range" in note for note in check.notes) and {leaf.scale for leaf in check.checks} == {1.0}
 
@@ -325,6 +325,7 @@ def test_what_a_check_prints_and_logs() -> None:
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "function": (lambda: grad_check(3.0), "`f` must be a function; got float"),  # type: ignore[arg-type]
     "scales": (lambda: grad_check(jnp.sin, scales=(0.0,)), "`scales`"),
+    "a complex scale": (lambda: grad_check(jnp.sin, scales=5j), "`scales`"),  # type: ignore[arg-type]
     "order": (lambda: grad_check(jnp.sin, order=0), "`order` must be 1, 2 or 3; got 0"),
     "rtol": (lambda: grad_check(jnp.sin, rtol=2.0), "`rtol`"),
     "elements": (lambda: grad_check(jnp.sin, elements=-1), "`elements`"),

@@ -479,3 +479,12 @@ def test_norms_of_any_size_have_a_factor():
     """The factor is kept as its logarithm: no norm of float64 makes it fail."""
     assert power(fitted([1.4e165, 1.4e-160])) == math.inf and power(fitted([1.4e-160, 1.4e165])) == 0
     assert fitted([1e-160, 1e165]) == pytest.approx(-325 * math.log(10))
+
+    def loss(p, x, a, b, c):
+        return jnp.sum(((x * p["a"]["w"]) * a) * b * p["b"]["w"]) * c
+
+    with jax.enable_x64(True):
+        at = [jnp.float64(v) for v in (1e-200, 1e-125, 1e165)]
+        flow = gradient_flow(loss)({"a": {"w": jnp.float64(1e200)}, "b": {"w": jnp.float64(1.0)}}, jnp.ones(2), *at)
+    assert flow.factor == 0 and flow.slope == pytest.approx(-325, abs=1e-6)
+    assert flow.underflow_depth("float32") == pytest.approx((165 + 37.93) / 325, rel=1e-3) and str(flow)

@@ -9,11 +9,10 @@ from jax.test_util import check_grads
 
 from robustad.stability import LogSumExp, logcumsumexp, logmeanexp, logsumexp
 from tests._log_space import INF, Exact, rows, words
-from tests._subset import thinned
 from tests._ulp import ulps
 
 BOUND = {np.float32: 4, np.float64: 8}
-DTYPES = pytest.mark.parametrize("dtype", thinned([np.float32, np.float64], 2), ids=["f32", "f64"])
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
 
 
 def worst(got, exact) -> float:
@@ -169,7 +168,6 @@ def test_logmeanexp():
     assert logmeanexp(jnp.array([INF, 0.0])) == INF
 
 
-@pytest.mark.whole
 def test_logcumsumexp():
     x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32) * 30
     x[0, :2] = -INF

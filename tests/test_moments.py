@@ -117,7 +117,6 @@ def test_where_axis_keepdims_and_ddof_as_in_jnp():
     assert st.std(jnp.arange(3)).dtype == jnp.float32
 
 
-@pytest.mark.whole
 def test_transforms():
     x = jnp.array(SAMPLES, jnp.float32)
     for f in (st.mean, st.var, st.std):

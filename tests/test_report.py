@@ -296,6 +296,7 @@ BAD = {
     "argnums no index": (lambda: rad.audit(square, argnums="x")(X), "must be an int"),  # type: ignore[arg-type]
     "argnums twice": (lambda: rad.audit(square, argnums=(0, 0))(X), "twice"),
     "threshold": (lambda: rad.audit(square, threshold=2.0), "must be a share"),
+    "threshold no number": (lambda: rad.audit(square, threshold=True), "must be a share"),
     "not a function": (lambda: rad.audit(3), "must be a function; got int"),  # type: ignore[arg-type]
     "untraceable": (lambda: rad.audit(lambda x: 1.0 if x.sum() > 0 else 0.0)(X), "cannot be traced"),
     "wrong call": (lambda: rad.audit(square)(X, X), "takes 1 positional argument but 2 were given"),
@@ -359,13 +360,10 @@ def test_names_of_leaves_are_their_own():
     assert list(json.loads(report.to_json())["leaves"]) == names
 
 
-@pytest.mark.parametrize(
-    "tool",
-    [
-        rad.audit,
-        *(getattr(rad.diagnosis, name) for name in "gradient_flow grad_check taylor_test adjoint_test".split()),
-    ],
-)
+TOOLS = "gradient_flow grad_check taylor_test adjoint_test recompute_check condition_number branch_margin".split()
+
+
+@pytest.mark.parametrize("tool", [rad.audit, *(getattr(rad.diagnosis, name) for name in TOOLS)])
 def test_python_numbers_are_refused_under_jit_too(tool):
     with pytest.raises(AuditError, match="Call it outside"):
         jax.jit(lambda y: (tool(lambda x: x**2)(2.0), y)[1])(1.0)

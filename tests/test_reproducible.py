@@ -196,6 +196,10 @@ def test_arguments_are_those_of_jnp_sum():
         np.testing.assert_array_equal(rs.reproducible_sum(x, **arguments), jnp.sum(x, **arguments))
         np.testing.assert_allclose(rs.reproducible_mean(x, **arguments), jnp.mean(x, **arguments), rtol=1e-6)
     assert rs.reproducible_sum(np.array([1, 2])).dtype == np.float32
+
+
+def test_bad_input():
+    x = np.zeros((3, 4, 5), np.float32)
     with pytest.raises(TypeError, match="`x` has dtype complex64"):
         rs.reproducible_sum(1j)
     with pytest.raises(ValueError, match="`axis` 3 is out of range"):

@@ -94,26 +94,40 @@ def test_a_product_of_many_factors():
     np.testing.assert_allclose(hessian, [[0, 4, 0], [4, 0, 0], [0, 0, 0]], rtol=1e-6)
 
 
-@pytest.mark.whole
-def test_sums_dots_and_matrix_products():
+def operands():
     rng = np.random.default_rng(1)
     m, n = rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=(4, 2)).astype(np.float32)
     n[1, 1] = 0
-    for axis in (None, 0, (0, 1)):
-        np.testing.assert_allclose(S(m).sum(axis).to_array(), m.sum(axis), rtol=2e-6)
-        np.testing.assert_allclose(S(m).mean(axis).to_array(), m.mean(axis), rtol=2e-6)
-        np.testing.assert_allclose(S(m).prod(axis).to_array(), m.prod(axis), rtol=4e-6)
-        assert S(m).sum(axis, keepdims=True).shape == m.sum(axis, keepdims=True).shape
-    for a, b in ((m, n), (m[0], n), (m, n[:, 0]), (m[0], n[:, 0])):
-        for product in (S(a) @ S(b), S(a) @ b, a @ S(b), jnp.asarray(a) @ S(b)):
-            np.testing.assert_allclose(product.to_array(), a @ b, rtol=4e-6)
+    return m, n
+
+
+@pytest.mark.parametrize("axis", thinned([0, None, [0, 1]], 3))
+def test_sums_means_and_products(axis):
+    m, axis = operands()[0], tuple(axis) if isinstance(axis, list) else axis
+    np.testing.assert_allclose(S(m).sum(axis).to_array(), m.sum(axis), rtol=2e-6)
+    np.testing.assert_allclose(S(m).mean(axis).to_array(), m.mean(axis), rtol=2e-6)
+    np.testing.assert_allclose(S(m).prod(axis).to_array(), m.prod(axis), rtol=4e-6)
+    assert S(m).sum(axis, keepdims=True).shape == m.sum(axis, keepdims=True).shape
+
+
+@pytest.mark.parametrize("vectors", thinned(["none", "left", "right", "both"], 4))
+def test_matrix_products(vectors):
+    m, n = operands()
+    a, b = m[0] if vectors in ("left", "both") else m, n[:, 0] if vectors in ("right", "both") else n
+    for product in (S(a) @ S(b), S(a) @ b, a @ S(b), jnp.asarray(a) @ S(b)):
+        np.testing.assert_allclose(product.to_array(), a @ b, rtol=4e-6)
+
+
+def test_derivatives_and_edges_of_sums_and_products():
+    m, n = operands()
     jacobian = jax.jit(jax.jacobian(lambda m, n: (S(m) @ S(n)).to_array(), (0, 1)))(m, n)
     for got, wanted in zip(jacobian, jax.jacobian(jnp.matmul, (0, 1))(m, n)):
         np.testing.assert_allclose(got, wanted, rtol=4e-6, atol=1e-37)
     with pytest.raises(ValueError, match=r"shapes \(3, 4\) and \(3, 4\)"):
         S(m) @ S(m)
+    slope = jax.jit(jax.grad(lambda x: S(x).sum().to_array()))
     for x in ([1.0, -1.0, 0.0], [0.0, 0.0, 0.0], [5.0, -2.0, 1e30]):
-        np.testing.assert_allclose(jax.grad(lambda x: S(x).sum().to_array())(jnp.array(x)), 1, rtol=2e-5)
+        np.testing.assert_allclose(slope(jnp.array(x)), 1, rtol=2e-5)
     assert S(jnp.zeros(0)).sum().to_array() == 0 and S(jnp.zeros(0)).prod().to_array() == 1
     assert np.isnan(S(jnp.array([INF, -INF])).sum().to_array()) and S(jnp.array([INF, 1.0])).sum().to_array() == INF
 

@@ -12,7 +12,7 @@ from tests._subset import thinned
 from tests._ulp import ulps
 
 BOUND = {np.float32: 4, np.float64: 8}
-DTYPES = pytest.mark.parametrize("dtype", thinned([np.float32, np.float64], 2), ids=["f32", "f64"])
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
 
 
 def worst(got, exact) -> float:
@@ -104,7 +104,7 @@ POLICY = {  # rows and their shares
 }
 
 
-@pytest.mark.parametrize("function", thinned([softmax, log_softmax], 2))
+@pytest.mark.parametrize("function", [softmax, log_softmax])
 def test_policy_at_infinities(function):
     x, shares = np.array(list(POLICY), np.float32), np.array(list(POLICY.values()), np.float32)
     value = function(x)
@@ -126,7 +126,7 @@ def test_where():
     np.testing.assert_array_equal(jax.grad(lambda x: softmax(x, where=mask)[0])(masked_nan), [0.25, -0.25, 0])
 
 
-@pytest.mark.parametrize("function", thinned([softmax, log_softmax], 2))
+@pytest.mark.parametrize("function", thinned([log_softmax, softmax], 2))
 def test_axes_and_transformations(function):
     x = jax.random.normal(jax.random.key(0), (3, 4, 5)) * 9
     for axis in (1, (0, 2), None):

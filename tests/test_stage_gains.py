@@ -115,6 +115,7 @@ def test_dead_stages_nan_and_overflow():
     assert found.cumulative.tolist() == [1, 0, 0] and np.isneginf(found.log2_cumulative[1:]).all()
     bad = SCANNED(jnp.ones(5), w.at[1, 2, 3].set(jnp.nan))
     assert np.isnan(bad.log2_cumulative[1:]).all() and not bad.converged[1:].any()
+    assert str(bad).count("not finite") == 2 and "at least" not in str(bad)
     huge = stage_gains(lambda c, _: (1e30 * c, None), length=40)(jnp.zeros(2))
     assert huge.log2_cumulative[-1] == pytest.approx(40 * 30 * np.log2(10), rel=1e-6) and huge.cumulative[-1] == np.inf
 

@@ -5,6 +5,7 @@ number and the jump of floor that is nearest; neighbours in an order.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -209,11 +210,13 @@ def _best(eqn: Equation, operands: Sequence[Shadow]) -> Decisions:
 
 @rule("order", "sort")
 def _sort(eqn: Equation, operands: Sequence[Shadow]) -> Decisions:
-    """Neighbours in the order of the first key in which they differ, or of the last one."""
+    """Neighbours in the order of the first key in which they differ, or of the last one; of keys in several floating dtypes
+    in the widest one's ulps."""
     axis, shape = eqn.params["dimension"], operands[0].working.shape
     places = lax.broadcasted_iota(np.int32, shape, axis)
     *keys, order = _jaxpr.evaluate(eqn, [*(v.working for v in operands), places])
-    dtype = next(key.dtype for key in keys if jnp.issubdtype(key.dtype, jnp.floating))
+    floating = [key.dtype for key in keys if jnp.issubdtype(key.dtype, jnp.floating)]
+    dtype = functools.reduce(jnp.promote_types, floating)
     found: Decisions | None = None
     for key, operand in reversed(list(zip(keys, operands[: eqn.params["num_keys"]]))):
         if jnp.issubdtype(key.dtype, jnp.floating):

@@ -139,7 +139,7 @@ def _directions(
     errors: dict[Any, Array] = {}
     for var, weight in zip(program.outputs, weights):
         if weight is not None and _jaxpr.literal(var) is None and env[var].high is not None:
-            error = jnp.where(weight != 0, weight * Shifted(env[var].working, env[var].high, None).gap, 0.0)
+            error = weight * Shifted(env[var].working, env[var].high, None).gap
             errors[var] = errors[var] + error if var in errors else error
     largest = jnp.stack([jnp.max(jnp.abs(e), initial=0.0) for e in errors.values()]).max()
     safe = jnp.where(largest > 0, largest, 1.0)
