@@ -8,6 +8,7 @@ Primitives of our own are made elsewhere, of `jax.extend.core.Primitive` and `ja
 extension.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -21,7 +22,7 @@ import jax.extend  # not imported by `import jax`
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax._src import checkify
+from jax._src import checkify, source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import ad
 
@@ -74,6 +75,11 @@ def is_traced(x: Any) -> bool:
 def literal(atom: Any) -> np.ndarray | None:
     """The value of an atom that is a literal, in the dtype that the program gives it; None for a variable."""
     return np.asarray(atom.val, aval(atom).dtype) if isinstance(atom, Literal) else None
+
+
+def literal_value(atom: Any) -> Any:
+    """What JAX itself would compute with for an atom that is a literal; None for a variable."""
+    return atom.val if isinstance(atom, Literal) else None
 
 
 def last_uses(program: Body) -> list[list[Any]]:
@@ -255,6 +261,15 @@ def bind(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def at(eqn: Equation | None) -> contextlib.AbstractContextManager[Any]:
+    """A context in which whatever is traced has the place in the user's code, and the name, of an equation."""
+    if eqn is None:
+        return contextlib.nullcontext()
+    info = eqn.source_info
+    name_stack = source_info_util.current_name_stack() + info.name_stack
+    return source_info_util.user_context(info.traceback, name_stack=name_stack)
 
 
 def has_effects(eqn: Equation) -> bool:
@@ -441,3 +456,8 @@ def on_one_device(aval: Any) -> Any:
 def check_for_nan(primitive: Primitive) -> None:
     """Makes `checkify` with float checks look at what a primitive of our own returns, as it does for JAX's."""
     checkify.error_checks[primitive] = functools.partial(checkify.nan_error_check, primitive)
+
+
+def is_specified(sharding: Any) -> bool:
+    """Whether a sharding of a `jit` call's arrays says anything."""
+    return sharding is not None and type(sharding).__name__ != "UnspecifiedValue"

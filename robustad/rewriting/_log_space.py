@@ -1,0 +1,427 @@
+"""The logarithm of what is made of exponentials, products and sums: carried, never evaluated.
+
+`log` of a quotient, product, power or sum of exponentials overflows or underflows in the middle although its value is of
+moderate size (Theano and PyTensor's `local_log_*` rewrites are special cases, for forward graphs). Here a term is taken
+apart as sign-free factors, exp(L) · rest, where L is computed by sums, logsumexp and the stable twins of log-space, and
+log(term) = L + log(rest).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from robustad import _jaxpr
+from robustad import stability as st
+from robustad.rewriting._graph import Term, made_by, scalar, unwrapped, widens
+from robustad.rewriting._layout import reduced_axes
+from robustad.rewriting._rewriter import Rewriter, derived, number, replaced, rule
+from robustad.rewriting._softmax import softmax_of
+
+
+class Parts(NamedTuple):
+    """A term as exp(log) · rest, of the term's shape (or a scalar); `rest` None for 1. Both are rewritten terms."""
+
+    log: Term
+    rest: Term | None
+
+
+_Taken: TypeAlias = "Callable[[Term, Rewriter], Parts | None]"
+_PARTS: dict[str, _Taken] = {}
+
+
+def _of(*primitives: str) -> Callable[[_Taken], _Taken]:
+    def register(f: _Taken) -> _Taken:
+        for name in primitives:
+            _PARTS[name] = f
+        return f
+
+    return register
+
+
+def parts(term: Term, rw: Rewriter) -> Parts | None:
+    """A term taken apart; None where nothing in it is carried as a logarithm."""
+    seen = unwrapped(term)
+    take = _PARTS.get(seen.name)
+    got = take(seen, rw) if take else None
+    if got is None or seen is term:
+        return got
+    return Parts(*(x and derived(term, "convert", lambda a: a, [x]) for x in got))
+
+
+@rule("log")
+def log_of_carried(term: Term, rw: Rewriter) -> Term | None:
+    r"""log of exponentials, sums, products: \(\log(e^L r) = L + \log r\).
+
+    The plain form evaluates e^L, which leaves the range where \(|L| > 88\) (float32) and has the derivative 0/0 or
+    inf/inf there. L itself is of the size of the result. Source: Blanchard, Higham, Higham, IMA J. Numer. Anal. 41 (2021).
+    """
+    (operand,) = term.operands
+    if (got := parts(operand, rw)) is None:
+        return None
+    kind = "log-space"
+    reason = "what is under the logarithm leaves the range of the dtype long before its logarithm does"
+    before, after = f"log({_outline(operand)})", "the same sum of logarithms, by logsumexp and its kin"
+    told = {"before": before, "after": after, "reason": reason, "elementwise": True}
+    if got.rest is None:
+        return replaced(term, kind, lambda a: a, [got.log], **told)
+    return replaced(term, kind, lambda a, b: a + st.log(b), [got.log, got.rest], **told)
+
+
+@rule("log1p")
+def log1p_of_carried(term: Term, rw: Rewriter) -> Term | None:
+    r"""\(\log(1 + e^L)\) and \(\log(1 - e^L)\), whose plain derivative is inf/inf or loses the tail."""
+    (operand,) = term.operands
+    sign = 1.0
+    if operand.name == "neg":
+        (operand,), sign = operand.operands, -1.0
+    got = parts(operand, rw)
+    if got is None or got.rest is not None:
+        return None
+    name, run = (
+        ("log1pexp", st.log1pexp) if sign > 0 else ("log1mexp", lambda a: jnp.where(a > 0, jnp.nan, st.log1mexp(a)))
+    )
+    return replaced(
+        term, "log-space", run, [got.log],
+        before=f"log1p({'-' if sign < 0 else ''}{_outline(operand)})", after=f"{name} of its logarithm",
+        reason="the exponential overflows, or 1 swallows it", elementwise=True,
+    )  # fmt: skip
+
+
+def _outline(term: Term, depth: int = 3) -> str:
+    """A term as a formula, to a few levels."""
+    term = unwrapped(term)
+    if (value := scalar(term)) is not None:
+        return f"{float(value):g}"
+    if depth == 0 or not term.operands:
+        return "x" if term.name == "input" else "…"
+    inner = [_outline(t, depth - 1) for t in term.operands[:3]]
+    signs = {"add": " + ", "sub": " - ", "mul": " · ", "div": " / "}
+    if term.name in signs and len(inner) == 2:
+        return f"({signs[term.name].join(inner)})"
+    if term.name in ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type"):
+        return inner[0]
+    names = {"reduce_sum": "sum", "reduce_prod": "prod", "reduce_max": "max", "logistic": "sigmoid"}
+    return f"{names.get(term.name, term.name)}({', '.join(inner)})"
+
+
+outline = _outline
+
+
+# ---------------------------------------------------------------------------------------- exponentials, sigmoids
+
+
+@_of("exp")
+def _exp(term: Term, rw: Rewriter) -> Parts:
+    return Parts(rw(term.operands[0]), None)
+
+
+@_of("exp2")
+def _exp2(term: Term, rw: Rewriter) -> Parts:
+    return Parts(derived(term, "mul", lambda a: a * math.log(2), [rw(term.operands[0])]), None)
+
+
+@_of("logistic")
+def _logistic(term: Term, rw: Rewriter) -> Parts:
+    return Parts(derived(term, "log_sigmoid", st.log_sigmoid, [rw(term.operands[0])]), None)
+
+
+@_of("cosh")
+def _cosh(term: Term, rw: Rewriter) -> Parts:
+    return Parts(derived(term, "log_cosh", st.log_cosh, [rw(term.operands[0])]), None)
+
+
+def _log_erfc(x: Array) -> Array:
+    return st.log_ndtr(-math.sqrt(2) * x) + math.log(2)
+
+
+@_of("erfc")
+def _erfc(term: Term, rw: Rewriter) -> Parts:
+    return Parts(derived(term, "log_erfc", _log_erfc, [rw(term.operands[0])]), None)
+
+
+# ----------------------------------------------------------------------------------------- products and powers
+
+
+def _times(like: Term, a: Term | None, b: Term | None, sign: float = 1.0) -> Term | None:
+    """a·b (a/b for a negative sign) of two factors, None being 1."""
+    if a is None and b is None:
+        return None
+    if b is None:
+        return a
+    if a is None:
+        return b if sign > 0 else derived(like, "div", lambda y: 1 / y, [b])
+    return derived(like, "mul" if sign > 0 else "div", jnp.multiply if sign > 0 else st.divide, [a, b])
+
+
+def _factor(term: Term, rw: Rewriter) -> Parts | None:
+    """A term as a factor beside carried ones: itself, not carried."""
+    if (c := scalar(term)) is not None and 0 < c < math.inf:
+        return Parts(number(term, math.log(c)), None)
+    return Parts(number(term, 0.0), rw(term))
+
+
+def _both(term: Term, rw: Rewriter) -> tuple[Parts, Parts] | None:
+    """Both operands taken apart, if one of them is carried."""
+    a, b = (parts(t, rw) for t in term.operands)
+    if a is None and b is None:
+        return None
+    first, second = term.operands
+    a, b = a or _factor(first, rw), b or _factor(second, rw)
+    return (a, b) if a and b else None
+
+
+@_of("mul")
+def _mul(term: Term, rw: Rewriter) -> Parts | None:
+    if (both := _both(term, rw)) is None:
+        return None
+    a, b = both
+    return Parts(derived(term, "add", jnp.add, [a.log, b.log]), _times(term, a.rest, b.rest))
+
+
+@_of("div")
+def _div(term: Term, rw: Rewriter) -> Parts | None:
+    if (soft := softmax_of(term)) is not None:
+        run = lambda x: st.log_softmax(x, soft.axes)  # noqa: E731
+        return Parts(derived(term, "log_softmax", run, [rw(soft.logits)], elementwise=False), None)
+    if (both := _both(term, rw)) is None:
+        return None
+    a, b = both
+    return Parts(derived(term, "sub", jnp.subtract, [a.log, b.log]), _times(term, a.rest, b.rest, -1.0))
+
+
+@_of("pow")
+def _pow(term: Term, rw: Rewriter) -> Parts | None:
+    base, exponent = term.operands
+    if (got := parts(base, rw)) is None or got.rest is not None:
+        return None
+    return Parts(derived(term, "mul", jnp.multiply, [got.log, rw(exponent)]), None)
+
+
+@_of("integer_pow", "square")
+def _integer_pow(term: Term, rw: Rewriter) -> Parts | None:
+    if (got := parts(term.operands[0], rw)) is None:
+        return None
+    n = term.params.get("y", 2)
+    rest = got.rest and derived(term, "integer_pow", lambda r: lax.integer_pow(r, n), [got.rest])
+    return Parts(derived(term, "mul", lambda a: n * a, [got.log]), rest)
+
+
+@_of("sqrt", "rsqrt", "cbrt")
+def _root(term: Term, rw: Rewriter) -> Parts | None:
+    got = parts(term.operands[0], rw)
+    if got is None or got.rest is not None:
+        return None
+    share = {"sqrt": 1 / 2, "rsqrt": -1 / 2, "cbrt": 1 / 3}[term.name]
+    return Parts(derived(term, "mul", lambda a: share * a, [got.log]), None)
+
+
+# ------------------------------------------------------------------------------------------------------- sums
+
+
+@_of("reduce_sum")
+def _reduce_sum(term: Term, rw: Rewriter) -> Parts | None:
+    (operand,), axes = term.operands, reduced_axes(term, "reduce_sum")
+    if (got := parts(operand, rw)) is None:
+        return None
+    log, rest = (x and _filled(x, operand) for x in got)
+    assert log is not None
+    if rest is None:
+        run = lambda a: st.logsumexp(a, axes)  # noqa: E731
+        return Parts(derived(term, "logsumexp", run, [log], elementwise=False), None)
+    return _weighted(term, [log, rest], lambda a, b: st.logsumexp(a, axes, b, return_sign=True), elementwise=False)
+
+
+def _filled(part: Term, like: Term) -> Term:
+    """A part of the shape of the whole."""
+    return part if part.shape == like.shape else derived(like, "broadcast", lambda a: a, [part])
+
+
+def _weighted(term: Term, operands: Sequence[Term], run: Callable[..., tuple[Array, Array]], elementwise: bool) -> Parts:
+    log = derived(term, "logsumexp", lambda *x: run(*x)[0], operands, elementwise)
+    sign = derived(term, "sign", lambda *x: lax.stop_gradient(run(*x)[1]), operands, elementwise)
+    return Parts(log, sign)
+
+
+@_of("add", "add_any")
+def _add(term: Term, rw: Rewriter) -> Parts | None:
+    if (got := _complement(term, rw, 1.0)) is not None:
+        return got
+    if (both := _both(term, rw)) is None:
+        return None
+    a, b = both
+    if a.rest is None and b.rest is None:
+        return Parts(derived(term, "logaddexp", st.logaddexp, [a.log, b.log]), None)
+    return _signed_sum(term, a, b, 1.0)
+
+
+@_of("sub")
+def _sub(term: Term, rw: Rewriter) -> Parts | None:
+    if (got := _complement(term, rw, -1.0)) is not None:
+        return got
+    if (both := _both(term, rw)) is None:
+        return None
+    a, b = both
+    if a.rest is None and b.rest is None:
+        larger = lambda x, y: st.logsubexp(jnp.maximum(x, y), jnp.minimum(x, y))  # noqa: E731
+        log = derived(term, "logsubexp", larger, [a.log, b.log])
+        if scalar(term.operands[0]) == 1 and made_by(term.operands[1], "exp"):
+            return Parts(log, derived(term, "sign", lambda y: jnp.where(y > 0, -1.0, 1.0), [b.log]))
+        return Parts(log, derived(term, "sign", lambda x, y: jnp.where(x < y, -1.0, 1.0), [a.log, b.log]))
+    return _signed_sum(term, a, b, -1.0)
+
+
+def _signed_sum(term: Term, a: Parts, b: Parts, sign: float) -> Parts:
+    """exp(L₁)·r₁ ± exp(L₂)·r₂ by logsumexp with weights."""
+    one = number(term, 1.0)
+
+    def run(la: Array, ra: Array, lb: Array, rb: Array) -> tuple[Array, Array]:
+        logs = jnp.stack(jnp.broadcast_arrays(la, lb, jnp.zeros(term.shape, la.dtype))[:2])
+        weights = jnp.stack(jnp.broadcast_arrays(ra, sign * rb, jnp.zeros(term.shape, ra.dtype))[:2])
+        return st.logsumexp(logs, 0, weights, return_sign=True)
+
+    return _weighted(term, [a.log, a.rest or one, b.log, b.rest or one], run, elementwise=True)
+
+
+def _complement(term: Term, rw: Rewriter, sign: float) -> Parts | None:
+    """1 ± a function that tends to ∓1, as an exponential: of sigmoid, tanh, tanh², erf."""
+    pairs = [term.operands] if sign < 0 else [term.operands, term.operands[::-1]]
+    for one, other in pairs:
+        if scalar(one) != 1:
+            continue
+        other = unwrapped(other)
+        if other.name == "neg" and sign > 0:
+            (other,), sign = other.operands, -sign
+        if other.name == "logistic" and sign < 0:
+            return Parts(derived(term, "log_sigmoid", lambda x: st.log_sigmoid(-x), [rw(other.operands[0])]), None)
+        if other.name == "tanh":
+            run = lambda x, s=sign: st.log_sigmoid(2 * s * x) + math.log(2)  # noqa: E731
+            return Parts(derived(term, "log_sigmoid", run, [rw(other.operands[0])]), None)
+        if other.name == "erf":
+            run = lambda x, s=sign: _log_erfc(-s * x)  # noqa: E731
+            return Parts(derived(term, "log_erfc", run, [rw(other.operands[0])]), None)
+        if sign < 0 and (base := _squared(other)) is not None and unwrapped(base).name == "tanh":
+            run = lambda x: -2 * st.log_cosh(x)  # noqa: E731
+            return Parts(derived(term, "log_cosh", run, [rw(unwrapped(base).operands[0])]), None)
+    return None
+
+
+def _squared(term: Term) -> Term | None:
+    if term.name == "square" or (term.name == "integer_pow" and term.params["y"] == 2):
+        return term.operands[0]
+    if term.name == "mul" and term.operands[0] is term.operands[1]:
+        return term.operands[0]
+    return None
+
+
+squared = _squared
+
+
+@_of("reduce_prod")
+def _reduce_prod(term: Term, rw: Rewriter) -> Parts | None:
+    (operand,), axes = term.operands, tuple(term.params["axes"])
+    got = parts(operand, rw)
+    if got is None:
+        x = rw(operand)
+        log = derived(term, "sum of logs", lambda a: jnp.sum(st.log(jnp.abs(a)), axes), [x], elementwise=False)
+        sign = lambda a: jnp.prod(lax.stop_gradient(jnp.sign(a) + (a == 0)), axes)  # noqa: E731
+        return Parts(log, derived(term, "sign", sign, [x], elementwise=False))
+    log, rest = (x and _filled(x, operand) for x in got)
+    assert log is not None
+    rest = rest and derived(term, "prod", lambda a: jnp.prod(a, axes), [rest], elementwise=False)
+    return Parts(derived(term, "sum", lambda a: jnp.sum(a, axes), [log], elementwise=False), rest)
+
+
+# ------------------------------------------------------------------------------------------- choice and layout
+
+
+@_of("max", "min")
+def _extremum(term: Term, rw: Rewriter) -> Parts | None:
+    if (both := _both(term, rw)) is None or both[0].rest is not None or both[1].rest is not None:
+        return None
+    run = jnp.maximum if term.name == "max" else jnp.minimum
+    return Parts(derived(term, term.name, run, [both[0].log, both[1].log]), None)
+
+
+@_of("select_n")
+def _select(term: Term, rw: Rewriter) -> Parts | None:
+    which, *cases = term.operands
+    got = [parts(case, rw) for case in cases]
+    if not any(got):
+        return None
+    taken = [p or (_zero(c) if scalar(c) == 0 else _factor(c, rw)) for p, c in zip(got, cases)]
+    if None in taken:
+        return None
+
+    def run(w: Array, *x: Array) -> Array:
+        return lax.select_n(w, *(jnp.broadcast_to(jnp.asarray(a, term.dtype), term.shape) for a in x))
+
+    which, one = rw(which), number(term, 1.0)
+    log = derived(term, "select_n", run, [which, *(p.log for p in taken if p)])
+    if all(p is None or p.rest is None for p in taken):
+        return Parts(log, None)
+    return Parts(log, derived(term, "select_n", run, [which, *(p.rest or one for p in taken if p)]))
+
+
+def _zero(like: Term) -> Parts:
+    return Parts(number(like, -math.inf), None)
+
+
+@_of(
+    "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev", "slice", "dynamic_slice", "gather",
+    "copy", "stop_gradient", "convert_element_type",
+)  # fmt: skip
+def _structural(term: Term, rw: Rewriter) -> Parts | None:
+    if term.name == "convert_element_type" and not widens(term):
+        return None
+    if term.name == "gather" and term.params.get("fill_value") is not None:
+        return None
+    first, *others = term.operands
+    if (got := parts(first, rw)) is None:
+        return None
+    eqn = term.step.equation
+    assert eqn is not None
+    rest = [rw(t) for t in others]
+
+    def moved(part: Term | None) -> Term | None:
+        if part is None or (not part.shape and first.shape):
+            return part
+        params = {} if term.name != "convert_element_type" else {"new_dtype": term.dtype}
+        return derived(
+            term, term.name, lambda a, *x: _jaxpr.bind(eqn, [a, *x], **params)[0], [_filled(part, first), *rest],
+            elementwise=False,
+        )  # fmt: skip
+
+    log = moved(got.log)
+    assert log is not None
+    return Parts(log, moved(got.rest))
+
+
+@_of("abs")
+def _abs(term: Term, rw: Rewriter) -> Parts | None:
+    if (got := parts(term.operands[0], rw)) is None:
+        return None
+    return Parts(got.log, got.rest and derived(term, "abs", jnp.abs, [got.rest]))
+
+
+@_of("concatenate")
+def _concatenate(term: Term, rw: Rewriter) -> Parts | None:
+    got = [parts(t, rw) for t in term.operands]
+    if not any(got):
+        return None
+    taken = [p or Parts(number(t, 0.0), rw(t)) for p, t in zip(got, term.operands)]
+    axis = term.params["dimension"]
+    sizes = [t.shape for t in term.operands]
+
+    def run(*x: Array) -> Array:
+        return lax.concatenate([jnp.broadcast_to(a, s) for a, s in zip(x, sizes)], axis)
+
+    log = derived(term, "concatenate", run, [p.log for p in taken], elementwise=False)
+    if all(p.rest is None for p in taken):
+        return Parts(log, None)
+    one = number(term, 1.0)
+    return Parts(log, derived(term, "concatenate", run, [p.rest or one for p in taken], elementwise=False))
+
+

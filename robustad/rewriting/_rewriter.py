@@ -1,0 +1,111 @@
+"""The rules, and the pass that applies them: every term of a program and what it is replaced by.
+
+A rule looks at the program as the user wrote it and builds new terms from rewritten operands. The first rule that fires
+on a term has it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from robustad import _jaxpr
+from robustad.rewriting._graph import Rewrite, Run, Step, Term, constant
+
+Rule: TypeAlias = "Callable[[Term, Rewriter], Term | None]"
+RULES: dict[str, list[Rule]] = {}
+
+
+def rule(*primitives: str) -> Callable[[Rule], Rule]:
+    """Registers a rule for terms that these primitives make."""
+
+    def register(f: Rule) -> Rule:
+        for name in primitives:
+            RULES.setdefault(name, []).append(f)
+        return f
+
+    return register
+
+
+class Rewriter:
+    """What the terms of one program become: `rewriter(term)`.
+
+    fallback: what the outputs of a step become that no rule wants.
+    """
+
+    def __init__(self, fallback: "Callable[[Step, Rewriter], Sequence[Term]]"):
+        self._fallback = fallback
+        self._known: dict[Term, Term] = {}
+        self._steps: dict[Step, Sequence[Term]] = {}
+        self._by_rule: dict[Term, Term | None] = {}
+
+    def __call__(self, term: Term) -> Term:
+        if term.name in ("input", "constant"):
+            return term
+        if term not in self._known:
+            self._known[term] = self.by_rule(term) or self.step(term.step)[term.index]
+        return self._known[term]
+
+    def step(self, step: Step) -> Sequence[Term]:
+        """The outputs of a step that no rule wants."""
+        if step not in self._steps:
+            self._steps[step] = self._fallback(step, self)
+        return self._steps[step]
+
+    def by_rule(self, term: Term) -> Term | None:
+        """The replacement that a rule has for a term, if any."""
+        if term not in self._by_rule:
+            self._by_rule[term] = None  # a rule that asks for the term which it rewrites gets the plain one
+            fired = (f(term, self) for f in RULES.get(term.name, ()))
+            self._by_rule[term] = next((new for new in fired if new is not None), None)
+        return self._by_rule[term]
+
+
+def replaced(
+    term: Term,
+    name: str,
+    run: Callable[..., Any],
+    operands: Sequence[Term],
+    *,
+    before: str,
+    after: str,
+    reason: str,
+    elementwise: bool = False,
+) -> Term:
+    """A term in the place of another one, told as a `Rewrite` at the statement that made that."""
+    told = Rewrite(*place_of(term.step), name, before, after, reason)
+    kind = {"origin": term.step.origin, "rewrite": told, "elementwise": elementwise, "safe": 1.0 if elementwise else None}
+    return Step.of(name, fitted(run, term.aval), operands, term.aval, **kind)
+
+
+def place_of(step: Step) -> tuple[str | None, int | None, str | None]:
+    """The file, line and function of the user's statement that made a step."""
+    at = _jaxpr.location(step.origin) if step.origin is not None else None
+    return (at.file, at.line, at.function) if at else (None, None, None)
+
+
+def derived(like: Term, name: str, run: Callable[..., Any], operands: Sequence[Term], elementwise: bool = True) -> Term:
+    """An auxiliary term of a replacement, of the shape and dtype of `like`."""
+    aval = jax.ShapeDtypeStruct(like.shape, like.dtype)
+    kind = {"origin": like.step.origin, "elementwise": elementwise, "safe": 1.0 if elementwise else None}
+    return Step.of(name, fitted(run, aval), operands, aval, **kind)
+
+
+def number(like: Term, value: float) -> Term:
+    """A constant of the dtype of `like`."""
+    aval = jax.ShapeDtypeStruct((), like.dtype)
+    return constant(jnp.asarray(value, like.dtype), aval)
+
+
+def fitted(run: Callable[..., Any], aval: Any) -> Run:
+    """`run` as the run of a step with one output of that shape and dtype."""
+
+    def fitting(*arrays: Array) -> list[Array]:
+        out = run(*arrays)
+        if jnp.shape(out) != tuple(aval.shape):
+            out = jnp.broadcast_to(out, aval.shape)
+        return [lax.convert_element_type(out, aval.dtype)]
+
+    return fitting

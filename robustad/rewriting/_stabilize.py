@@ -1,0 +1,108 @@
+r"""`stabilize(f)`: the same function, its value and derivatives accurate."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from robustad import _jaxpr
+from robustad._jaxpr import Body, Call, Equation
+from robustad.rewriting import _log_space as _log_space  # the rules register themselves
+from robustad.rewriting import _moments as _moments
+from robustad.rewriting import _softmax as _softmax
+from robustad.rewriting._control import is_rebuilt, with_bodies
+from robustad.rewriting._demand import Demand
+from robustad.rewriting._graph import Graph, Rewrite, Step, Term, evaluate, in_order, input_term
+from robustad.rewriting._guard import guarded
+from robustad.rewriting._rewriter import Rewriter
+
+_OPENED = ("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr")
+
+
+class Rewritten:
+    """A program after its rewriting: `rewritten(*arrays)` gives its outputs.
+
+    branch: whether the program is a branch, and takes one operand more, before the others: whether it is the one taken.
+    rewrites: what was replaced.
+    untouched: what was left alone, and why.
+    """
+
+    def __init__(self, program: Body, branch: bool = False):
+        graph = Graph()
+        self._inputs = [input_term(_jaxpr.aval(v)) for v in program.inputs]
+        outputs = graph.read(program, self._inputs, _is_opened)
+        demanded: Demand = None
+        if branch:
+            taken = input_term(jax.ShapeDtypeStruct((), np.bool_))
+            self._inputs.insert(0, taken)
+            demanded = frozenset([frozenset([(taken, True)])])
+        rewriter = Rewriter(_plainly)
+        for term in graph.terms:
+            rewriter(term)
+        self._effects = [_held(rewriter.step(step), step) for step in graph.effects]
+        self._outputs = guarded([rewriter(t) for t in outputs], demanded, self._effects)
+        steps = in_order([*self._effects, *(t.step for t in self._outputs)])
+        told = (r for s in steps for r in ((s.rewrite, *s.inside) if s.rewrite else s.inside))
+        self.rewrites: tuple[Rewrite, ...] = tuple(dict.fromkeys(told))
+
+    def __call__(self, *arrays: Any) -> list[Array]:
+        return evaluate(self._outputs, self._effects, dict(zip(self._inputs, arrays, strict=True)))
+
+
+def _held(outputs: Sequence[Term], step: Step) -> Step:
+    return outputs[0].step if outputs else step
+
+
+def _is_opened(eqn: Equation, inner: Call) -> bool:
+    return eqn.primitive.name in _OPENED and is_rebuilt(eqn, inner)
+
+
+def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
+    """A step that no rule wants: its own operation on rewritten operands, with rewritten bodies."""
+    operands = tuple(rw(t) for t in step.operands)
+    eqn = step.equation
+    inner = _jaxpr.control(eqn) if eqn is not None else None
+    if eqn is not None and inner is not None and is_rebuilt(eqn, inner):
+        bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond)) for b in _jaxpr.bodies(inner)]
+        if told := tuple(r for b in bodies for r in b.rewrites):
+            return step.on(operands, run=with_bodies(eqn, inner, bodies), inside=told)
+    return step.outputs if operands == step.operands else step.on(operands)
+
+
+def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` with its program rewritten so that value and derivatives of every order are accurate."""
+    if not callable(f):
+        raise TypeError(
+            f"stabilize: `f` has type {type(f).__name__}; expected a function. Give the function itself, not its value: "
+            "`stabilize(f)(x)`."
+        )
+
+    def rewritten(args: Any, kwargs: Any) -> tuple[Rewritten, list[Any], Any]:
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        dynamic = [isinstance(x, jax.Array | np.ndarray | np.generic | float | complex) for x in leaves]
+        fixed = [None if d else x for x, d in zip(leaves, dynamic)]
+
+        def called(*arrays: Any) -> Any:
+            given = iter(arrays)
+            args, kwargs = structure.unflatten(next(given) if d else x for x, d in zip(fixed, dynamic))
+            return f(*args, **kwargs)
+
+        arrays = [x for x, d in zip(leaves, dynamic) if d]
+        program, shapes = _jaxpr.trace(called, *arrays)
+        return Rewritten(program), arrays, jax.tree.structure(shapes)
+
+    @functools.wraps(f)
+    def stabilized(*args: Any, **kwargs: Any) -> Any:
+        program, arrays, structure = rewritten(args, kwargs)
+        if not program.rewrites:
+            return f(*args, **kwargs)
+        return jax.tree.unflatten(structure, program(*arrays))
+
+    def rewrites(*args: Any, **kwargs: Any) -> tuple[Rewrite, ...]:
+        return rewritten(args, kwargs)[0].rewrites
+
+    stabilized.rewrites = rewrites  # type: ignore[attr-defined]
+    return stabilized
