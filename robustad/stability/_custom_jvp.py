@@ -32,6 +32,9 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
 
     A function `over_leading_axes` takes any number of leading axes, which broadcast: `vmap` gives it one more, of size 1
     where an operand is not mapped, in place of a batched rule. Its branches on a scalar, in its rule too, remain branches.
+
+    A call that is linear in some operands is transposed by its own program, or by `deftranspose`, whose result may be a
+    call of the same kind: the next derivative then has this rule again.
     """
 
     def __init__(
@@ -43,6 +46,16 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
         self._static = nondiff_argnums
         self._over_leading_axes = over_leading_axes
         self._compiled = jax.jit(function, static_argnums=nondiff_argnums)
+        self._transposed: Callable[..., Any] | None = None
+
+    def deftranspose(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Sets the transpose of a function with one result, `rule(*nondiff, linear, cotangent, *operands)`.
+
+        `linear` holds the positions of the operands that the call is linear in, which are given by their avals; one
+        cotangent for each is returned. None instead of them: the program's own transpose.
+        """
+        self._transposed = rule
+        return rule
 
     def defjvp(self, rule: Callable[..., Any], symbolic_zeros: bool = False) -> Callable[..., Any]:
         """Sets the rule, `rule(*nondiff, primals, tangents) -> (outputs, tangents)`; returns it."""
@@ -63,6 +76,7 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
             jaxpr=traced.jaxpr,
             rule=functools.partial(self._on_leaves, static, tree),
             batched_call=functools.partial(self._outputs, static, tree) if self._over_leading_axes else None,
+            transposed=functools.partial(self._transposed, *static) if self._transposed else None,
         )
         return jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
 
@@ -96,16 +110,24 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rule: _Rule, **_: A
     return rule(primals, tangents)
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any, **_: Any) -> list[Any]:
+def _transpose(
+    cotangents: Sequence[Any], *operands: Any, jaxpr: Any, transposed: Callable[..., Any] | None = None, **_: Any
+) -> list[Any]:
     """Of a call that is linear in some operands: its own program is, and has the transpose."""
     linear = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+    if transposed:
+        known = [o.aval if i in linear else o for i, o in enumerate(operands)]
+        results = transposed(tuple(linear), ad.instantiate_zeros(cotangents[0]), *known)
+        if results is not None:
+            results = dict(zip(linear, results))
+            return [results.get(i) for i in range(len(operands))]
 
     def function(*steps: Array) -> list[Array]:
         filled = dict(zip(linear, steps))
         return jaxpr_as_fun(jaxpr)(*(filled.get(i, operand) for i, operand in enumerate(operands)))
 
-    transposed = jax.linear_transpose(function, *(operands[i].aval for i in linear))
-    results = dict(zip(linear, transposed([ad.instantiate_zeros(c) for c in cotangents])))
+    of_program = jax.linear_transpose(function, *(operands[i].aval for i in linear))
+    results = dict(zip(linear, of_program([ad.instantiate_zeros(c) for c in cotangents])))
     return [results.get(i) for i in range(len(operands))]
 
 
@@ -117,9 +139,10 @@ def _batch(
     jaxpr: Any,
     rule: _Rule,
     batched_call: Callable[..., list[Array]] | None,
+    transposed: Callable[..., Any] | None = None,
 ):
     if all(i is None for i in batch_axes):
-        outputs = _call.bind(*operands, jaxpr=jaxpr, rule=rule, batched_call=batched_call)
+        outputs = _call.bind(*operands, jaxpr=jaxpr, rule=rule, batched_call=batched_call, transposed=transposed)
         return outputs, [None] * len(outputs)
     if batched_call:
         outputs = batched_call(*(x[None] if i is None else jnp.moveaxis(x, i, 0) for x, i in zip(operands, batch_axes)))
@@ -149,7 +172,7 @@ def _batch(
     function = over(jaxpr_as_fun(jaxpr), in_axes=tuple(batch_axes))
     if any(map(is_traced, operands)):
         program = jax.make_jaxpr(function)(*operands)
-        outputs = _call.bind(*operands, jaxpr=program, rule=batched_rule, batched_call=None)
+        outputs = _call.bind(*operands, jaxpr=program, rule=batched_rule, batched_call=None, transposed=None)
     else:
         outputs = function(*operands)
     return outputs, [0] * len(outputs)
