@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -225,7 +226,10 @@ def evaluate(outputs: Sequence[Term], effects: Sequence[Step], inputs: dict[Term
     for step in in_order([*effects, *(t.step for t in outputs)]):
         if step.name not in ("input", "constant"):
             with _jaxpr.at(step.origin):
-                known[step] = step.run(*map(read, step.operands))
+                arrays = [read(t) for t in step.operands]
+                if step.rewrite or step.equation is None:  # a function of arrays: JAX's literals are none
+                    arrays = [jnp.asarray(x, t.dtype) if t.name == "constant" else x for x, t in zip(arrays, step.operands)]
+                known[step] = step.run(*arrays)
     return [read(t) for t in outputs]
 
 

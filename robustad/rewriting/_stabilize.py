@@ -15,9 +15,10 @@ from robustad.rewriting import _moments as _moments
 from robustad.rewriting import _softmax as _softmax
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
-from robustad.rewriting._graph import Graph, Rewrite, Step, Term, evaluate, in_order, input_term
+from robustad.rewriting._graph import Graph, Rewrite, Step, Term, evaluate, in_order, input_term, is_constant
 from robustad.rewriting._guard import guarded
-from robustad.rewriting._rewriter import Rewriter
+from robustad.rewriting._rewriter import Rewriter, place_of
+from robustad.rewriting._twins import twin
 
 _OPENED = ("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr")
 
@@ -69,7 +70,22 @@ def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
         bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond)) for b in _jaxpr.bodies(inner)]
         if told := tuple(r for b in bodies for r in b.rewrites):
             return step.on(operands, run=with_bodies(eqn, inner, bodies), inside=told)
-    return step.outputs if operands == step.operands else step.on(operands)
+    changed = _twin(step)
+    return step.outputs if operands == step.operands and not changed else step.on(operands, **changed)
+
+
+def _twin(step: Step) -> dict[str, Any]:
+    """What changes where a primitive has a twin with a better derivative."""
+    if step.equation is None or all(map(is_constant, step.operands)):
+        return {}
+    if step.name in ("div", "mul") and is_constant(step.operands[1]):
+        return {}  # linear
+    if (better := twin(step.equation)) is None:
+        return {}
+    told = Rewrite(
+        *place_of(step), "derivative", step.name, f"{step.name}, with another derivative", better.reason
+    )  # fmt: skip
+    return {"run": better.function, "rewrite": told}
 
 
 def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
