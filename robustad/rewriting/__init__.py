@@ -1,0 +1,1 @@
+"""Rewriting of programs: unstable shapes become their stable twins, value and derivative rule together."""

@@ -1,0 +1,268 @@
+"""Laurent series of expressions of one variable, with exact rational coefficients.
+
+A cancellation at a point is a fact about leading coefficients, so it is found exactly, not by sampling; and the coefficients
+that are left are those to evaluate with.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import isqrt
+
+from robustad.rewriting._derivative import LN2, TWO_OVER_ROOT_PI
+from robustad.rewriting._expression import Expr, nodes, rational
+
+_ZERO, _ONE = Fraction(0), Fraction(1)
+Coefficients = list[Fraction]
+
+
+class Unavailable(Exception):
+    """No Laurent series with rational coefficients, or none that is known to enough terms."""
+
+
+class Laurent:
+    """t^valuation (c₀ + c₁ t + ...), c₀ ≠ 0, known to as many terms as there are coefficients; no coefficients: 0, or unknown."""
+
+    __slots__ = ("coefficients", "valuation")
+
+    def __init__(self, valuation: int, coefficients: Coefficients):
+        first = next((i for i, c in enumerate(coefficients) if c), len(coefficients))
+        self.valuation = valuation + first
+        self.coefficients = coefficients[first:]
+
+    @property
+    def end(self) -> int:
+        """The first power that is not known."""
+        return self.valuation + len(self.coefficients)
+
+    def regular(self, length: int) -> Coefficients:
+        """As a power series of at most `length` terms."""
+        if self.valuation < 0:
+            raise Unavailable
+        return ([_ZERO] * self.valuation + self.coefficients)[: max(length, 0)]
+
+
+def expansion(e: Expr, centre: Fraction, length: int) -> dict[Expr, Laurent | None]:
+    """The series of every node around the centre, started with `length` terms; None where there is none."""
+    found: dict[Expr, Laurent | None] = {}
+    for n in nodes(e):
+        try:
+            found[n] = _one(n, found, centre, length)
+        except (Unavailable, ZeroDivisionError):
+            found[n] = None
+    return found
+
+
+def _one(n: Expr, found: dict[Expr, Laurent | None], centre: Fraction, length: int) -> Laurent:
+    if n.op == "var":
+        return Laurent(0, [centre, _ONE] + [_ZERO] * (length - 2))
+    p = rational(n)
+    if p is not None:
+        return Laurent(0, [p] + [_ZERO] * (length - 1)) if p else Laurent(length, [])
+    args = [found[a] for a in n.args]
+    if any(a is None for a in args) or not args:
+        raise Unavailable
+    a: Laurent = args[0]  # pyright: ignore[reportAssignmentType]
+    match n.op:
+        case "add" | "sub":
+            return _sum(a, args[1], 1 if n.op == "add" else -1)  # pyright: ignore[reportArgumentType]
+        case "neg":
+            return Laurent(a.valuation, [-c for c in a.coefficients])
+        case "mul":
+            return _product(a, args[1])  # pyright: ignore[reportArgumentType]
+        case "div":
+            return _product(a, _inverse(args[1]))  # pyright: ignore[reportArgumentType]
+        case "integer_pow":
+            return _integer_power(a, n.value)
+        case "sqrt":
+            return _power(a, Fraction(1, 2))
+        case "rsqrt":
+            return _power(a, Fraction(-1, 2))
+        case "cbrt":
+            return _power(a, Fraction(1, 3))
+        case "pow" if (exponent := rational(n.args[1])) is not None:
+            return _power(a, exponent)
+        case "series":
+            raise Unavailable
+        case _ if n.op in _FUNCTIONS:
+            return Laurent(0, _FUNCTIONS[n.op](a.regular(length)))
+        case _:
+            raise Unavailable
+
+
+def _sum(a: Laurent, b: Laurent, sign: int) -> Laurent:
+    low = min(a.valuation, b.valuation)
+    high = min(a.end, b.end)
+    total = [_ZERO] * max(high - low, 0)
+    for s, series in ((1, a), (sign, b)):
+        for i, c in enumerate(series.coefficients):
+            k = series.valuation + i - low
+            if k < len(total):
+                total[k] += s * c
+    return Laurent(low, total) if total else Laurent(high, [])
+
+
+def _product(a: Laurent, b: Laurent) -> Laurent:
+    length = min(len(a.coefficients), len(b.coefficients))
+    return Laurent(a.valuation + b.valuation, _times(a.coefficients, b.coefficients, length))
+
+
+def _times(a: Coefficients, b: Coefficients, length: int) -> Coefficients:
+    total = [_ZERO] * length
+    for i, c in enumerate(a[:length]):
+        if c:
+            for j, d in enumerate(b[: length - i]):
+                if d:
+                    total[i + j] += c * d
+    return total
+
+
+def _inverse(a: Laurent) -> Laurent:
+    if not a.coefficients:
+        raise Unavailable
+    first = 1 / a.coefficients[0]
+    out: Coefficients = []
+    for k in range(len(a.coefficients)):
+        out.append(
+            first
+            * ((_ONE if k == 0 else _ZERO) - sum((a.coefficients[j] * out[k - j] for j in range(1, k + 1)), _ZERO))
+        )
+    return Laurent(-a.valuation, out)
+
+
+def _integer_power(a: Laurent, n: int) -> Laurent:
+    base = a if n > 0 else _inverse(a)
+    total = base
+    for _ in range(abs(n) - 1):
+        total = _product(total, base)
+    return total
+
+
+def _power(a: Laurent, p: Fraction) -> Laurent:
+    """(c₀ (1 + ...))^p by the differential equation of powers (J.C.P. Miller); c₀^p must be rational."""
+    if not a.coefficients or (a.valuation * p).denominator != 1:
+        raise Unavailable
+    c, m = a.coefficients, p.numerator
+    first = rational_root(c[0] ** m, p.denominator)
+    if first is None or (a.valuation and p.denominator % 2 == 0):  # √(t²) is |t|, which has no series
+        raise Unavailable
+    out = [first]
+    for k in range(1, len(c)):
+        out.append(sum(((p * j - (k - j)) * c[j] * out[k - j] for j in range(1, k + 1) if c[j]), _ZERO) / (k * c[0]))
+    return Laurent(int(a.valuation * p), out)
+
+
+def rational_root(x: Fraction, n: int) -> Fraction | None:
+    """The nth root where it is rational."""
+    if n == 1:
+        return x
+    if x < 0:
+        root = rational_root(-x, n) if n % 2 else None
+        return None if root is None else -root
+    above, below = _integer_root(x.numerator, n), _integer_root(x.denominator, n)
+    return None if above is None or below is None else Fraction(above, below)
+
+
+def _integer_root(x: int, n: int) -> int | None:
+    root = isqrt(x) if n == 2 else round(x ** (1 / n)) if x < 2**900 else 0
+    return root if root**n == x else None
+
+
+# ------------------------------------------------------------------------------------ functions of power series
+
+
+def _needs(a: Coefficients, value: int) -> None:
+    if not a or a[0] != value:
+        raise Unavailable
+
+
+def _derived(a: Coefficients) -> Coefficients:
+    return [k * c for k, c in enumerate(a)][1:]
+
+
+def _integrated(a: Coefficients) -> Coefficients:
+    return [_ZERO] + [c / (k + 1) for k, c in enumerate(a)]
+
+
+def _over(a: Coefficients, b: Coefficients) -> Coefficients:
+    quotient = _product(Laurent(0, a), _inverse(Laurent(0, b)))
+    return quotient.regular(min(len(a), len(b)))
+
+
+def _exp(a: Coefficients) -> Coefficients:
+    _needs(a, 0)
+    out = [_ONE]
+    for k in range(1, len(a)):
+        out.append(sum((j * a[j] * out[k - j] for j in range(1, k + 1) if a[j]), _ZERO) / k)
+    return out
+
+
+def _log(a: Coefficients) -> Coefficients:
+    _needs(a, 1)
+    return _integrated(_over(_derived(a), a[: len(a) - 1]))
+
+
+def _sin_cos(a: Coefficients, sign: int = -1) -> tuple[Coefficients, Coefficients]:
+    """(sin, cos), or with sign 1 (sinh, cosh)."""
+    _needs(a, 0)
+    s, c = [_ZERO], [_ONE]
+    for k in range(1, len(a)):
+        terms = [(j * a[j], k - j) for j in range(1, k + 1) if a[j]]
+        s.append(sum((w * c[i] for w, i in terms), _ZERO) / k)
+        c.append(sign * sum((w * s[i] for w, i in terms), _ZERO) / k)
+    return s, c
+
+
+def _plus(a: Coefficients, c: int) -> Coefficients:
+    return [a[0] + c, *a[1:]] if a else a
+
+
+def _scaled(a: Coefficients, c: Fraction) -> Coefficients:
+    return [c * x for x in a]
+
+
+def _from_slope(a: Coefficients, exponent: Fraction, sign: int) -> Coefficients:
+    """∫ a' (1 + sign a²)^exponent."""
+    _needs(a, 0)
+    inner = _plus(_scaled(_times(a, a, len(a)), Fraction(sign)), 1)
+    return _integrated(_times(_derived(a), _power(Laurent(0, inner), exponent).regular(len(a)), len(a) - 1))
+
+
+def _logistic(a: Coefficients) -> Coefficients:
+    return _over([_ONE] + [_ZERO] * (len(a) - 1), _plus(_exp(_scaled(a, -_ONE)), 1))
+
+
+def _erf(a: Coefficients) -> Coefficients:
+    _needs(a, 0)
+    bell = _exp(_scaled(_times(a, a, len(a)), -_ONE))
+    constant = rational(TWO_OVER_ROOT_PI)
+    assert constant is not None
+    return _scaled(_integrated(_times(_derived(a), bell, len(a) - 1)), constant)
+
+
+def _exp2(a: Coefficients) -> Coefficients:
+    ln2 = rational(LN2)
+    assert ln2 is not None
+    return _exp(_scaled(a, ln2))
+
+
+_FUNCTIONS = {
+    "exp": _exp,
+    "exp2": _exp2,
+    "expm1": lambda a: _plus(_exp(a), -1),
+    "log": _log,
+    "log1p": lambda a: _log(_plus(a, 1)),
+    "sin": lambda a: _sin_cos(a)[0],
+    "cos": lambda a: _sin_cos(a)[1],
+    "tan": lambda a: _over(*_sin_cos(a)),
+    "sinh": lambda a: _sin_cos(a, 1)[0],
+    "cosh": lambda a: _sin_cos(a, 1)[1],
+    "tanh": lambda a: _over(*_sin_cos(a, 1)),
+    "asin": lambda a: _from_slope(a, Fraction(-1, 2), -1),
+    "asinh": lambda a: _from_slope(a, Fraction(-1, 2), 1),
+    "atan": lambda a: _from_slope(a, Fraction(-1), 1),
+    "atanh": lambda a: _from_slope(a, Fraction(-1), -1),
+    "logistic": _logistic,
+    "erf": _erf,
+    "erfc": lambda a: _plus(_scaled(_erf(a), -_ONE), 1),
+}
