@@ -50,7 +50,8 @@ class Step:
     rewrite: what is told of it, where it is a replacement.
     elementwise: each output's element depends on the same element of the operands alone.
     safe: where a replacement that is elementwise may be computed if nothing demands it.
-    inside: what was replaced in its bodies.
+    inside: what was replaced in its bodies, or with it.
+    masked: what makes it of operands and a mask: the same where the mask holds, without derivative elsewhere.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Step:
     elementwise: bool = False
     safe: float | None = None
     inside: tuple[Rewrite, ...] = ()
+    masked: "Callable[[Sequence[Term], Term], Term] | None" = None
     outputs: "tuple[Term, ...]" = ()
 
     @staticmethod
@@ -79,7 +81,7 @@ class Step:
 
     def on(self, operands: "Sequence[Term]", **changed: Any) -> "tuple[Term, ...]":
         """The outputs of the same computation on other operands."""
-        told = {f: getattr(self, f) for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside")} | changed
+        told = {f: getattr(self, f) for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "masked")} | changed
         run = told.pop("run", self.run)
         return Step.several(self.name, run, operands, [t.aval for t in self.outputs], **told)
 

@@ -50,6 +50,9 @@ def guarded(outputs: Sequence[Term], demanded: Demand = None, effects: Iterable[
         operands = tuple(map(seen, step.operands))
         demand = next(iter(demands.of[step].values())) if len(step.outputs) == 1 else None
         inserted = None
+        if demand is not None and step.masked is not None:
+            new[step] = [step.masked(operands, mask(demand, step.outputs[0].shape))]
+            continue
         if demand is not None and step.elementwise:
             operands, inserted = _safe(step, operands, demand, demands)
         if operands == step.operands:

@@ -51,7 +51,30 @@ def parts(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(*(x and derived(term, "convert", lambda a: a, [x]) for x in got))
 
 
-@rule("log")
+@rule("log", "log1p")
+def log_of_reduced(term: Term, rw: Rewriter) -> Term | None:
+    """As below, where a reduction or a selection of elements is under the logarithm: no expression of elements."""
+    if not _reduces(term.operands[0]):
+        return None
+    return (log_of_carried if term.name == "log" else log1p_of_carried)(term, rw)
+
+
+def _reduces(term: Term) -> bool:
+    """Whether something not elementwise lies between a term and the exponentials that it is carried by."""
+    stack, seen = [term], set()
+    while stack:
+        t = stack.pop()
+        if t in seen or t.name not in _PARTS:
+            continue
+        seen.add(t)
+        if not t.step.elementwise:
+            return True
+        if t.name not in ("exp", "exp2", "logistic", "cosh", "erfc"):
+            stack.extend(t.operands)
+    return False
+
+
+@rule("log", late=True)
 def log_of_carried(term: Term, rw: Rewriter) -> Term | None:
     r"""log of exponentials, sums, products: \(\log(e^L r) = L + \log r\).
 
@@ -70,7 +93,7 @@ def log_of_carried(term: Term, rw: Rewriter) -> Term | None:
     return replaced(term, kind, lambda a, b: a + st.log(b), [got.log, got.rest], **told)
 
 
-@rule("log1p")
+@rule("log1p", late=True)
 def log1p_of_carried(term: Term, rw: Rewriter) -> Term | None:
     r"""\(\log(1 + e^L)\) and \(\log(1 - e^L)\), whose plain derivative is inf/inf or loses the tail."""
     (operand,) = term.operands

@@ -18,12 +18,18 @@ Rule: TypeAlias = "Callable[[Term, Rewriter], Term | None]"
 RULES: dict[str, list[Rule]] = {}
 
 
-def rule(*primitives: str) -> Callable[[Rule], Rule]:
-    """Registers a rule for terms that these primitives make."""
+LATE: dict[str, list[Rule]] = {}
+
+
+def rule(*primitives: str, late: bool = False) -> Callable[[Rule], Rule]:
+    """Registers a rule for terms that these primitives make.
+
+    late: after the calculus of elementwise expressions, which has other forms for the same.
+    """
 
     def register(f: Rule) -> Rule:
         for name in primitives:
-            RULES.setdefault(name, []).append(f)
+            (LATE if late else RULES).setdefault(name, []).append(f)
         return f
 
     return register
@@ -32,10 +38,12 @@ def rule(*primitives: str) -> Callable[[Rule], Rule]:
 class Rewriter:
     """What the terms of one program become: `rewriter(term)`.
 
+    cones: the region that a term becomes, if any.
     fallback: what the outputs of a step become that no rule wants.
     """
 
-    def __init__(self, fallback: "Callable[[Step, Rewriter], Sequence[Term]]"):
+    def __init__(self, cones: "Callable[[Term, Rewriter], Term | None]", fallback: "Callable[[Step, Rewriter], Sequence[Term]]"):
+        self._cones = cones
         self._fallback = fallback
         self._known: dict[Term, Term] = {}
         self._steps: dict[Step, Sequence[Term]] = {}
@@ -45,8 +53,12 @@ class Rewriter:
         if term.name in ("input", "constant"):
             return term
         if term not in self._known:
-            self._known[term] = self.by_rule(term) or self.step(term.step)[term.index]
+            self._known[term] = self.by_rule(term) or self._otherwise(term)
         return self._known[term]
+
+    def _otherwise(self, term: Term) -> Term:
+        late = (f(term, self) for f in (self._cones, *LATE.get(term.name, ())))
+        return next((new for new in late if new is not None), None) or self.step(term.step)[term.index]
 
     def step(self, step: Step) -> Sequence[Term]:
         """The outputs of a step that no rule wants."""

@@ -13,6 +13,7 @@ from robustad._jaxpr import Body, Call, Equation
 from robustad.rewriting import _log_space as _log_space  # the rules register themselves
 from robustad.rewriting import _moments as _moments
 from robustad.rewriting import _softmax as _softmax
+from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
 from robustad.rewriting._graph import Graph, Rewrite, Step, Term, evaluate, in_order, input_term, is_constant
@@ -40,7 +41,7 @@ class Rewritten:
             taken = input_term(jax.ShapeDtypeStruct((), np.bool_))
             self._inputs.insert(0, taken)
             demanded = frozenset([frozenset([(taken, True)])])
-        rewriter = Rewriter(_plainly)
+        rewriter = Rewriter(Cones(graph.terms, outputs), _plainly)
         for term in graph.terms:
             rewriter(term)
         self._effects = [_held(rewriter.step(step), step) for step in graph.effects]

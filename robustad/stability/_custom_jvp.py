@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, jaxpr_as_fun
@@ -87,6 +88,8 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
         return jax.tree.leaves(self(*args))
 
     def _on_leaves(self, static: tuple[Any, ...], tree: Any, primals: Sequence[Any], tangents: Sequence[Any]):
+        # JAX hands over the literals of a program as Python numbers that know their dtype.
+        primals = [np.asarray(p, p.dtype) if isinstance(p, int | float) else p for p in primals]
         if not self._symbolic_zeros:
             tangents = [ad.instantiate_zeros(t) for t in tangents]
         tangents = [SymbolicZero(t.aval) if type(t) is ad.Zero else t for t in tangents]

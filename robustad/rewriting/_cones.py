@@ -1,0 +1,146 @@
+"""The elementwise cones of a program: what the calculus of expressions is given, and the regions that it gives back.
+
+A cone is what is computed element by element between operations that are not (reductions, products of matrices, loops). It is
+read as one scalar expression of its leaves; where a rule of the calculus applies, the cone becomes a region.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from robustad.rewriting._calculus import Firing, stabilized
+from robustad.rewriting._conversion import expression_of
+from robustad.rewriting._expression import Expr, const, select, substituted, var
+from robustad.rewriting._graph import Rewrite, Step, Term, scalar, widens
+from robustad.rewriting._region import region
+from robustad.rewriting._rewriter import Rewriter, fitted, place_of
+
+_DEEPEST = 32  # levels of one cone; a longer chain is cut
+_LARGEST = 600  # nodes of its tree
+
+
+class Cones:
+    """The cones of one program.
+
+    roots: the terms at which one ends: their readers are not elementwise, or they are cut from too long a chain.
+    """
+
+    def __init__(self, terms: Sequence[Term], outputs: Sequence[Term]):
+        level: dict[Term, int] = dict.fromkeys(outputs, 0)
+        self._cut: set[Term] = set()
+        self.roots: set[Term] = set(outputs)
+        for term in reversed(terms):
+            deep = level.get(term, 0)
+            if deep >= _DEEPEST:
+                self._cut.add(term)
+                deep = 0
+            if deep == 0:
+                self.roots.add(term)
+            inner = term.step.elementwise and _is_real(term)
+            for operand in term.operands:
+                if not inner:
+                    self.roots.add(operand)
+                level[operand] = max(level.get(operand, 0), deep + 1 if inner else 0)
+        self._leaves: dict[Term, Expr] = {}
+        self._terms: list[Term] = []
+        self._known: dict[Term, Expr] = {}
+        self._places: dict[Expr, Step] = {}
+
+    def __call__(self, term: Term, rw: Rewriter) -> Term | None:
+        """The region that a root becomes; None where no rule of the calculus applies."""
+        if term not in self.roots or not _is_real(term) or not term.step.elementwise:
+            return None
+        plain = self._expression(term, rw, root=True)
+        if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves:
+            return None
+        (stable,), firings = stabilized([plain])
+        if not firings:
+            return None
+        return self._region(term, stable, plain, firings, rw)
+
+    # ---------------------------------------------------------------------------------------------- reading
+
+    def _expression(self, term: Term, rw: Rewriter, root: bool = False) -> Expr:
+        if term in self._known and not root:
+            return self._known[term]
+        made = self._read(term, rw, root)
+        if not root:
+            self._known[term] = made
+        self._places.setdefault(made, term.step)
+        return made
+
+    def _read(self, term: Term, rw: Rewriter, root: bool) -> Expr:
+        value = scalar(term)
+        if value is not None and term.floating:
+            return const(value)
+        if not term.step.elementwise or (not root and (term in self._cut or rw.by_rule(term) is not None)):
+            return self._leaf(term)
+        if term.name in ("convert_element_type", "copy"):
+            return self._expression(term.operands[0], rw) if widens(term) else self._leaf(term)
+        if not (_is_real(term) or _is_boolean(term)) or not all(map(_fits, term.operands)):
+            return self._leaf(term)
+        made = expression_of(term.name, term.params, [self._expression(t, rw) for t in term.operands])
+        return self._leaf(term) if made is None else made
+
+    def _leaf(self, term: Term) -> Expr:
+        if term not in self._leaves:
+            self._leaves[term] = var(len(self._leaves))
+            self._terms.append(term)
+        return self._leaves[term]
+
+    # --------------------------------------------------------------------------------------------- building
+
+    def _region(self, term: Term, stable: Expr, plain: Expr, firings: Sequence[Firing], rw: Rewriter) -> Term:
+        used = sorted(stable.leaves | plain.leaves)
+        leaves = [self._terms[i] for i in used]
+        renamed = {var(i): var(k) for k, i in enumerate(used)}
+        told = [
+            Rewrite(*place_of(self._places.get(f.expr, term.step)), f.rule, f.before, f.after, f.reason) for f in firings
+        ]
+        forms = substituted(stable, renamed), substituted(plain, renamed)
+        operands = [rw(t) for t in leaves]
+        return _step(term, forms, operands, told)
+
+
+def _step(like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: Sequence[Rewrite]) -> Term:
+    """A region in the place of a term."""
+    stable, plain = forms
+    function = region(stable, len(operands), plain)
+
+    def run(*arrays: Array) -> Array:
+        shaped = [jnp.broadcast_to(x, like.shape) for x in arrays]
+        return function(*(_at_least(x, like.dtype) for x in shaped))
+
+    def masked(given: Sequence[Term], mask: Term) -> Term:
+        """The same where a mask holds, and 0 with derivative 0 elsewhere, whatever the formula gives there."""
+        at = var(len(operands))
+        zero = const(0)
+        return _step(like, (select(at, zero, stable), select(at, zero, plain)), [*given, mask], told)
+
+    first, *rest = told
+    return Step.of(
+        "stable", fitted(run, like.aval), operands, like.aval,
+        origin=like.step.origin, rewrite=first, inside=tuple(rest), elementwise=True, masked=masked,
+    )  # fmt: skip
+
+
+def _at_least(x: Array, dtype: Any) -> Array:
+    """Narrower floats in the dtype of the result."""
+    return lax.convert_element_type(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _is_real(term: Term) -> bool:
+    return bool(jnp.issubdtype(term.dtype, jnp.floating)) and jnp.finfo(term.dtype).bits >= 16
+
+
+def _is_boolean(term: Term) -> bool:
+    return bool(jnp.issubdtype(term.dtype, jnp.bool_))
+
+
+def _fits(term: Term) -> bool:
+    """Whether an operand can stand in an expression: a real number or a truth value."""
+    return _is_real(term) or _is_boolean(term)
+
+
