@@ -2,11 +2,27 @@
 
 from robustad._jaxpr import Equation
 
-from . import _twins_arithmetic, _twins_choices, _twins_elementwise
+from . import (
+    _twins_arithmetic,
+    _twins_choices,
+    _twins_complex,
+    _twins_elementwise,
+    _twins_linalg,
+    _twins_products,
+    _twins_special,
+)
 from ._twin import Entry, Twin
 
 TABLE: dict[str, Entry] = {}
-for _family in (_twins_elementwise, _twins_arithmetic, _twins_choices):
+for _family in (
+    _twins_elementwise,
+    _twins_arithmetic,
+    _twins_choices,
+    _twins_special,
+    _twins_complex,
+    _twins_products,
+    _twins_linalg,
+):
     _again = TABLE.keys() & _family.TABLE.keys()
     if _again:
         raise ValueError(f"two twins of {sorted(_again)}")

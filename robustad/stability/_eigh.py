@@ -20,12 +20,16 @@ def _eigh(a: Array) -> tuple[Array, Array]:
 
 @_eigh.defjvp
 def _eigh_jvp(primals, tangents):
-    (a,), (t,) = primals, tangents
-    w, v = _eigh(a)
+    w, v = _eigh(*primals)
+    return (w, v), eigh_tangents(w, v, *tangents)
+
+
+def eigh_tangents(w: Array, v: Array, t: Array) -> tuple[Array, Array]:
+    """Of the eigenvalues and eigenvectors, for the tangent t of the matrix."""
     inside = product(adjoint(v), t, v)
-    least = tie_tolerance(a.shape[-1], w.dtype) * jnp.max(jnp.abs(w), -1, initial=0)
-    mixing = inverse_or_zero(w[..., None, :] - w[..., :, None], least[..., None, None]).astype(a.dtype) * inside
-    return (w, v), (jnp.diagonal(inside, axis1=-2, axis2=-1).real, product(v, mixing))
+    least = tie_tolerance(v.shape[-1], w.dtype) * jnp.max(jnp.abs(w), -1, initial=0)
+    mixing = inverse_or_zero(w[..., None, :] - w[..., :, None], least[..., None, None]).astype(v.dtype) * inside
+    return jnp.diagonal(inside, axis1=-2, axis2=-1).real, product(v, mixing)
 
 
 @jax.jit

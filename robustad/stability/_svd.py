@@ -20,23 +20,27 @@ def _svd(a: Array) -> tuple[Array, Array, Array]:
 
 @_svd.defjvp
 def _svd_jvp(primals, tangents):
-    (a,), (t,) = primals, tangents
-    u, s, vh = _svd(a)
+    u, s, vh = _svd(*primals)
+    return (u, s, vh), svd_tangents(u, s, vh, *tangents)
+
+
+def svd_tangents(u: Array, s: Array, vh: Array, t: Array) -> tuple[Array, Array, Array]:
+    """Of the thin decomposition, for the tangent t of the matrix."""
     v = adjoint(vh)
     inside = product(adjoint(u), t, v)
-    least = tie_tolerance(max(a.shape[-2:]), s.dtype) * jnp.max(s, -1, initial=0)[..., None, None]
+    least = tie_tolerance(max(t.shape[-2:]), s.dtype) * jnp.max(s, -1, initial=0)[..., None, None]
     row, column = s[..., None, :], s[..., :, None]
     # Sum and difference of the rotations of u and v: each with its own denominator, no squares.
-    both = (inverse_or_zero(row - column, least) * 0.5).astype(a.dtype) * (inside + adjoint(inside))
-    apart = (inverse_or_zero(row + column, least) * 0.5).astype(a.dtype) * (inside - adjoint(inside))
+    both = (inverse_or_zero(row - column, least) * 0.5).astype(t.dtype) * (inside + adjoint(inside))
+    apart = (inverse_or_zero(row + column, least) * 0.5).astype(t.dtype) * (inside - adjoint(inside))
     du, dv = product(u, both + apart), product(v, both - apart)
-    inverse = inverse_or_zero(row, least).astype(a.dtype)
-    rows, columns = a.shape[-2:]
+    inverse = inverse_or_zero(row, least).astype(t.dtype)
+    rows, columns = t.shape[-2:]
     if rows > columns:
         du = du + (product(t, v) - product(u, inside)) * inverse
     if columns > rows:
         dv = dv + (product(adjoint(t), u) - product(v, adjoint(inside))) * inverse
-    return (u, s, vh), (du, jnp.diagonal(inside, axis1=-2, axis2=-1).real, adjoint(dv))
+    return du, jnp.diagonal(inside, axis1=-2, axis2=-1).real, adjoint(dv)
 
 
 _compiled = jax.jit(_svd)
