@@ -229,10 +229,15 @@ def evaluate(outputs: Sequence[Term], effects: Sequence[Step], inputs: dict[Term
         if step.name not in ("input", "constant"):
             with _jaxpr.at(step.origin):
                 arrays = [read(t) for t in step.operands]
-                if step.rewrite or step.equation is None:  # a function of arrays: JAX's literals are none
-                    arrays = [jnp.asarray(x, t.dtype) if t.name == "constant" else x for x, t in zip(arrays, step.operands)]
+                if step.rewrite or step.equation is None:  # a function of arrays, which Python's and JAX's numbers are not
+                    arrays = [as_array(x, t) for x, t in zip(arrays, step.operands)]
                 known[step] = step.run(*arrays)
-    return [read(t) for t in outputs]
+    return [as_array(read(t), t) for t in outputs]
+
+
+def as_array(x: Any, term: Term) -> Any:
+    """The value of a term as an array."""
+    return x if isinstance(x, Array | np.ndarray) else jnp.asarray(x, term.dtype)
 
 
 def in_order(roots: Iterable[Step]) -> list[Step]:

@@ -4,11 +4,12 @@ A shift by a maximum, detached or not, is seen through: softmax and log-softmax 
 """
 
 import dataclasses
+import math
 
 from jax import Array, lax
 
 from robustad import stability as st
-from robustad.rewriting._graph import Term, unwrapped
+from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._layout import is_spread_of, reduced_axes, spread
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
 
@@ -118,10 +119,38 @@ def placed(value: Array, dims: tuple[int, ...], shape: tuple[int, ...]) -> Array
     return lax.broadcast_in_dim(value, shape, kept)
 
 
+def _is_maximum(term: Term) -> bool:
+    """Whether a shift is a maximum, perhaps made finite."""
+    term = spread(term, True).source
+    while term.name in ("select_n", "max"):
+        (term, *more) = [spread(t, True).source for t in term.operands if t.floating and scalar(t) is None] or [term]
+        if more or term.name in ("select_n", "max"):
+            return False
+    return term.name == "reduce_max"
+
+
+@rule("log")
+def log_of_shifted_sum(term: Term, rw: Rewriter) -> Term | None:
+    """log Σ exp(u - max u), as `jax.nn.logsumexp` has it: right but for a row of -inf, whose derivative is 0 / 0."""
+    if (total := log_total_of(term)) is None or total.logits.name != "sub" or not _is_maximum(total.logits.operands[1]):
+        return None
+    (inner,) = term.operands
+
+    def run(s: Array) -> Array:
+        empty = s == 0
+        return lax.select(empty, lax.full_like(s, -math.inf), lax.log(lax.select(empty, lax.full_like(s, 1), s)))
+
+    return replaced(
+        term, "logsumexp", run, [rw(inner)],
+        before="log(sum(exp(x - max(x))))", after="the same, with derivative 0 where the sum is 0",
+        reason="a row of -inf has the sum 0, and the derivative 0 / 0", elementwise=True,
+    )  # fmt: skip
+
+
 @rule("add")
 def shifted_logsumexp(term: Term, rw: Rewriter) -> Term | None:
-    """log Σ exp(u - m) + m: the derivative through m, and entries of -inf, are right by the twin."""
-    if (total := log_total_of(term)) is None:
+    """log Σ exp(u - m) + m for a shift that is not the maximum."""
+    if (total := log_total_of(term)) is None or any(rw.by_rule(t) is not None for t in term.operands):
         return None
     return replaced(
         term, "logsumexp",

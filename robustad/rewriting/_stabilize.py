@@ -102,6 +102,7 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
         dynamic = [isinstance(x, jax.Array | np.ndarray | np.generic | float | complex) for x in leaves]
         fixed = [None if d else x for x, d in zip(leaves, dynamic)]
 
+        @functools.wraps(f)
         def called(*arrays: Any) -> Any:
             given = iter(arrays)
             args, kwargs = structure.unflatten(next(given) if d else x for x, d in zip(fixed, dynamic))
