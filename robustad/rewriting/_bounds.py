@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from robustad.rewriting._expression import Expr, nodes, rational, remembered
+from robustad.rewriting._samples import conditions
 
 Interval = tuple[float, float]
 _ALL: Interval = (-math.inf, math.inf)
@@ -98,10 +99,29 @@ def _float(x: Fraction) -> float:
 def bounds(e: Expr, within: Mapping[int, Interval] | None = None) -> Interval:
     """An interval that contains e (to rounding), its variables being in the intervals `within`."""
     known: dict[Expr, Interval] = {}
-    within = domain(e) if within is None else within
+    within = assumed(domain(e)) if within is None else within
     for n in nodes(e):
         known[n] = _one(n, [known[a] for a in n.args], within)
     return known[e]
+
+
+def assumed(within: Mapping[int, Interval]) -> Mapping[int, Interval]:
+    """The intervals of the variables, narrowed by the conditions under which a case is looked at."""
+    result = dict(within)
+    for condition, holds in conditions():
+        if condition.op not in ("lt", "gt") or (line := linear(condition.args[0])) is None:
+            continue
+        limit = rational(condition.args[1])
+        if limit is None:
+            continue
+        index, slope, offset = line
+        edge, (low, high) = _float((limit - offset) / slope), result.get(index, _ALL)
+        below = (condition.op == "lt") == (slope > 0)
+        if below == holds:
+            result[index] = low, min(high, edge)
+        else:
+            result[index] = max(low, edge), high
+    return result
 
 
 def nonnegative(e: Expr, within: Mapping[int, Interval] | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""The stable form of an expression: every rule of the calculus applied where it leaves fewer hazards than the plain form."""
+"""The stable form of an expression: every rule of the calculus applied where it leaves less hazard than the plain form."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import dataclasses
 from collections.abc import Sequence
 
 from robustad.rewriting._derivative import derivative
+from robustad.rewriting._differences import angle
 from robustad.rewriting._error_free import has_error_free
 from robustad.rewriting._exponentials import scaled
-from robustad.rewriting._expression import ONE, Expr, add, call, neg, nodes, rebuilt, sub, substituted
-from robustad.rewriting._logarithms import logarithm_of
+from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
+from robustad.rewriting._exponents import meant
+from robustad.rewriting._logarithms import logarithm
 from robustad.rewriting._products import collected
 from robustad.rewriting._removable import cancellations, removed
+from robustad.rewriting._samples import conditions, undefined, where
 from robustad.rewriting._selects import hoisted
-from robustad.rewriting._sums import difference, hazards
+from robustad.rewriting._sums import begin, difference, hazards
 from robustad.rewriting._text import text
 
-_DEPTH = 8
+_DEPTH = 10
+_BETTER = 0.5  # what a form must save of the hazard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +36,10 @@ class Firing:
 
 @dataclasses.dataclass(frozen=True)
 class Stable:
-    """A stable form, the hazards that are left in it and what was replaced."""
+    """A stable form, the hazard that is left in it and what was replaced."""
 
     expr: Expr
-    hazards: int
+    hazards: float
     firings: tuple[Firing, ...]
 
 
@@ -53,22 +57,25 @@ def stable(e: Expr) -> Stable:
     """The stable form of one expression; a user's error-free transform is left alone."""
     key = "stable"
     if key not in e.facts:
-        if has_error_free(e):
-            e.facts[key] = Stable(e, 0, ())
-        else:
-            e.facts[key] = _Pass().whole(e)
+        found = Stable(e, 0, ()) if has_error_free(e) else _Pass().whole(meant(e))
+        e.facts[key] = found if found.firings else Stable(e, found.hazards, ())
     return e.facts[key]
 
 
 def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:
-    """The stable form of a derivative: that of the stable form's or that of the plain form's (`plain`), whichever leaves fewer
-    hazards."""
-    of_plain = stable(plain)
-    if not of_plain.hazards and form is not plain and any(n.op == "series" for n in nodes(form)):
-        return of_plain.expr
-    of_stable = _Pass().whole(derivative(form, index))
-    first, second = of_stable, of_plain
-    return min((first, second), key=lambda s: (s.hazards, s.expr.size)).expr
+    """The stable form of a derivative: that of the stable form's or that of the plain form's (`plain`), whichever leaves less
+    hazard and is defined at more points."""
+    if has_error_free(form):
+        return derivative(form, index)
+    candidates = [_Pass().whole(derivative(form, index)), _Pass().whole(meant(plain))]
+    if candidates[0].expr is candidates[1].expr:
+        return _angles(candidates[0].expr)
+
+    def cost(k: int) -> tuple[float, int]:
+        lost = 50 * undefined(candidates[k].expr, candidates[1 - k].expr)
+        return round(candidates[k].hazards + lost, 1), candidates[k].expr.size
+
+    return _angles(candidates[min((0, 1), key=cost)].expr)
 
 
 class _Pass:
@@ -76,11 +83,15 @@ class _Pass:
 
     def __init__(self) -> None:
         self.firings: list[Firing] = []
-        self.hazards = 0
-        self.memo: dict[Expr, Expr] = {}
+        self.hazards = 0.0
+        self.memo: dict[tuple[Expr, object], Expr] = {}
+        self.done: set[Expr] = set()  # sums and products that a rule made
 
     def whole(self, e: Expr) -> Stable:
+        begin()
         form = self.form(hoisted(e), 0)
+        if self.firings:
+            form = _angles(form)
         return Stable(form, self.hazards, tuple(self.firings))
 
     def fired(self, rule: str, before: Expr, after: Expr, reason: str) -> Expr:
@@ -88,72 +99,85 @@ class _Pass:
         return after
 
     def form(self, e: Expr, depth: int) -> Expr:
-        if e not in self.memo:
-            self.memo[e] = e  # a form that contains its own plain form stops here
-            self.memo[e] = self._form(e, depth)
-        return self.memo[e]
+        key = e, conditions()
+        if key not in self.memo:
+            self.memo[key] = e  # a form that contains its own plain form stops here
+            self.memo[key] = self._form(e, depth)
+        return self.memo[key]
+
+    def made(self, before: Expr, after: Expr, depth: int, finished: tuple[str, ...]) -> Expr:
+        """What a rule made, with what it did not look at stable too; the operations that it made itself are finished."""
+        original = set(nodes(before))
+        self.done.update(n for n in nodes(after) if n.op in finished and n not in original)
+        return self.form(hoisted(after), depth + 1)
 
     def children(self, e: Expr, depth: int) -> Expr:
-        return hoisted(rebuilt(e, tuple(self.form(a, depth) for a in e.args))) if e.args else e
+        if not e.args:
+            return e
+        return hoisted(rebuilt(e, tuple(self.form(a, depth) for a in e.args)))
 
     def _form(self, e: Expr, depth: int) -> Expr:
         if not e.args or depth > _DEPTH or e.op == "series":
             return e
         match e.op:
             case "add" | "sub":
-                return self.sum(e, depth)
+                return self._sum(e, depth)
             case "mul" | "div":
-                return self.product(e, depth)
-            case "log" | "log1p":
-                made = logarithm_of(e)
-                if made is not None:
-                    return self.fired("logarithm", e, self.form(made, depth + 1), _LOGARITHM)
+                return self._product(e, depth)
+            case "select" if len(e.args) == 3:
+                condition, no, yes = e.args
+                with where(condition, False):
+                    no = self.form(no, depth)
+                with where(condition, True):
+                    yes = self.form(yes, depth)
+                return rebuilt(e, (self.form(condition, depth), no, yes))
+            case "log" | "log1p" if e not in self.done:
+                better = logarithm(e)
+                if better is not None and better is not e:
+                    return self.fired("logarithm", e, self.made(e, better, depth, ("log", "log1p")), _LOGARITHM)
         return self.children(e, depth)
 
-    def sum(self, e: Expr, depth: int) -> Expr:
-        terms = collected(e)
-        if not hazards(terms):
+    def _sum(self, e: Expr, depth: int) -> Expr:
+        if e in self.done:
             return self._summands(e, depth)
-        opened = _opened(e)
-        best = min((difference(x, x_zero) for x in dict.fromkeys((e, opened)) for x_zero in (_ZERO,)), key=lambda c: c.hazards)
-        if best.hazards < hazards(terms):
-            rule = best.rules[0] if best.rules else "like terms"
-            return self.fired(rule, e, self.form(hoisted(best.expr), depth + 1), _CANCELLATION)
-        if cancellations(e):
-            far = self._summands(e, depth)
-            made = removed(e, far)
+        hazard = hazards(collected(e))
+        if not hazard:
+            return self._summands(e, depth)
+        best = min((difference(x, ZERO) for x in dict.fromkeys((e, _opened(e)))), key=lambda c: c.hazards)
+        series = cancellations(e) if best.hazards else []
+        if series:
+            far = best.expr if best.hazards < hazard - _BETTER else e
+            made = removed(e, self._summands(far, depth))
             if made is not None:
                 return self.fired("series", e, made, _SERIES)
-        self.hazards += 1
+        if best.hazards < hazard - _BETTER or best.hazards < hazard / 2:
+            self.hazards += best.hazards
+            rule = best.rules[0] if best.rules else "like terms"
+            return self.fired(rule, e, self.made(e, best.expr, depth, ("add", "sub", "mul", "div")), _CANCELLATION)
+        self.hazards += hazard
         return self._summands(e, depth)
 
     def _summands(self, e: Expr, depth: int) -> Expr:
         """The sum itself as it stands, its terms stable."""
+        if e.op in ("add", "sub", "neg"):
+            return rebuilt(e, tuple(self._summands(a, depth) for a in e.args))
+        return self.form(e, depth)
 
-        def walk(x: Expr) -> Expr:
-            if x.op in ("add", "sub", "neg"):
-                return rebuilt(x, tuple(walk(a) for a in x.args))
-            return self.form(x, depth)
-
-        return walk(e)
-
-    def product(self, e: Expr, depth: int) -> Expr:
+    def _product(self, e: Expr, depth: int) -> Expr:
+        if e in self.done:
+            return self.children(e, depth)
         made = scaled(e)
-        if made is not None:
-            return self.fired("exponentials scaled", e, self.form(made, depth + 1), _SCALED)
+        if made is not None and made is not e:
+            return self.fired("exponentials scaled", e, self.made(e, made, depth, ("mul", "div")), _SCALED)
         if e.op == "div" and cancellations(e):
-            count, hazard = len(self.firings), self.hazards
-            far = self.children(e, depth)
-            made = removed(e, far)
+            hazard = self.hazards
+            made = removed(e, self.children(e, depth))
             if made is not None:
-                del self.firings[count:]
                 self.hazards = hazard
                 return self.fired("series", e, made, _SERIES)
-            return far
         return self.children(e, depth)
 
 
-_ZERO = Expr("const", (), ONE.value - 1)
 _CANCELLATION = "the terms cancel where they are close to each other, and what is left is their rounding errors"
 _SERIES = "the terms cancel near a point at which the expression has a limit, and 0/0 is not a number there"
 _LOGARITHM = "the operand is rounded where it is near 1, and overflows or underflows where its logarithm does not"
@@ -174,4 +198,10 @@ def _opened(e: Expr) -> Expr:
     return changes[e]
 
 
-__all__ = ["Firing", "Stable", "neg", "stabilized", "stabilized_derivative", "stable", "substituted"]
+def _angles(e: Expr) -> Expr:
+    """Sines and cosines of sums of variables by angle addition: the rounded sum of a large and a small one is no angle."""
+    changes: dict[Expr, Expr] = {}
+    for n in nodes(e):
+        whole = rebuilt(n, tuple(changes[a] for a in n.args))
+        changes[n] = angle(n.op, collected(n.args[0])) if n.op in ("sin", "cos") else whole
+    return changes[e]

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from robustad.rewriting._bounds import nonnegative, nonpositive
 from robustad.rewriting._derivative import LN2
 from robustad.rewriting._expression import (
     HALF,
@@ -35,6 +34,7 @@ from robustad.rewriting._expression import (
     sub,
 )
 from robustad.rewriting._products import Sum, accumulate, built, collected, of_product
+from robustad.rewriting._signs import sign
 
 # F(u) - F(v) of (u, v, h)
 _DIFFERENCE: dict[str, Callable[[Expr, Expr, Expr], Expr]] = {}
@@ -75,10 +75,9 @@ def logarithm(u: Expr, h: Callable[[Expr, Expr], Expr]) -> Expr:
 
 def on_sign(h: Expr, positive: Expr, negative: Expr) -> Expr:
     """One form where h ≥ 0, another where h < 0; no select where the sign is known."""
-    if nonnegative(h):
-        return positive
-    if nonpositive(h):
-        return negative
+    known = sign(h)
+    if known:
+        return positive if known > 0 else negative
     return select(Expr("lt", (h, ZERO)), positive, negative)
 
 

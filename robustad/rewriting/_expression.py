@@ -169,6 +169,10 @@ def mul(a: Expr, b: Expr) -> Expr:
         return neg(b)
     if q == -1:
         return neg(a)
+    if p is not None and p < 0:
+        return neg(mul(const(-p), b))
+    if q is not None and q < 0:
+        return neg(mul(a, const(-q)))
     if a.op == "neg":
         return neg(mul(a.args[0], b))
     if b.op == "neg":
@@ -182,6 +186,8 @@ def div(a: Expr, b: Expr) -> Expr:
         return const(p / q) if p is not None else a if q == 1 else neg(a) if q == -1 else Expr("div", (a, b))
     if p == 0:
         return ZERO
+    if p is not None and p < 0:
+        return neg(div(const(-p), b))
     if a.op == "neg":
         return neg(div(a.args[0], b))
     if b.op == "neg":

@@ -113,10 +113,10 @@ def removed(e: Expr, far: Expr) -> Expr | None:
 
 
 def _series(e: Expr, centre: Fraction) -> Series | None:
-    whole = expansion(e, centre, _LONG)[e]
+    whole = expansion(e, centre, _LONG, exact=False)[e]
     if whole is None or len(whole.coefficients) < 8:
         return None
-    c = whole.coefficients
+    c = [Fraction(x) for x in whole.coefficients]
     stride = 2 if not any(c[1::2]) else 1
     c = c[::stride]
     for exponent in range(2, -40, -1):  # radius 2^(exponent/2)
@@ -124,7 +124,7 @@ def _series(e: Expr, centre: Fraction) -> Series | None:
         count = _count(c, radius**stride)
         if count is not None:
             kept = c[:count]
-            return Series(e, centre, Fraction(radius), whole.valuation, stride, tuple(kept))
+            return Series(e, centre, Fraction(radius), whole.valuation, stride, tuple(Fraction(float(k)) for k in kept))
     return None
 
 

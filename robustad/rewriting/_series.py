@@ -1,19 +1,26 @@
 """Laurent series of expressions of one variable, with exact rational coefficients.
 
-A cancellation at a point is a fact about leading coefficients, so it is found exactly, not by sampling; and the coefficients
-that are left are those to evaluate with.
+A cancellation at a point is a fact about leading coefficients, so it is found exactly, not by sampling: with `Fraction`s. Where
+one is found the coefficients to evaluate with come from the same functions with decimals of 220 digits, which is much faster.
 """
 
 from __future__ import annotations
 
+import decimal
+from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from math import isqrt
+from typing import Any
 
 from robustad.rewriting._derivative import LN2, TWO_OVER_ROOT_PI
 from robustad.rewriting._expression import Expr, nodes, rational
 
-_ZERO, _ONE = Fraction(0), Fraction(1)
-Coefficients = list[Fraction]
+Coefficients = list[Any]  # Fractions, or Decimals
+_ZERO = 0
+_ONE = 1
+_DIGITS = 220
+_NOISE = Decimal(10) ** -140  # what cancellation leaves of a decimal: less than any coefficient
 
 
 class Unavailable(Exception):
@@ -26,6 +33,8 @@ class Laurent:
     __slots__ = ("coefficients", "valuation")
 
     def __init__(self, valuation: int, coefficients: Coefficients):
+        if any(isinstance(c, Decimal) for c in coefficients):
+            coefficients = [Decimal(c) if abs(c) > _NOISE else _ZERO for c in coefficients]
         first = next((i for i, c in enumerate(coefficients) if c), len(coefficients))
         self.valuation = valuation + first
         self.coefficients = coefficients[first:]
@@ -42,22 +51,29 @@ class Laurent:
         return ([_ZERO] * self.valuation + self.coefficients)[: max(length, 0)]
 
 
-def expansion(e: Expr, centre: Fraction, length: int) -> dict[Expr, Laurent | None]:
+def expansion(e: Expr, centre: Fraction, length: int, exact: bool = True) -> dict[Expr, Laurent | None]:
     """The series of every node around the centre, started with `length` terms; None where there is none."""
     found: dict[Expr, Laurent | None] = {}
-    for n in nodes(e):
-        try:
-            found[n] = _one(n, found, centre, length)
-        except (Unavailable, ZeroDivisionError):
-            found[n] = None
+    number = Fraction if exact else _decimal
+    with decimal.localcontext(prec=_DIGITS, Emin=-(10**9), Emax=10**9):
+        for n in nodes(e):
+            try:
+                found[n] = _one(n, found, number(centre), length, number)
+            except (Unavailable, ZeroDivisionError, decimal.DecimalException):
+                found[n] = None
     return found
 
 
-def _one(n: Expr, found: dict[Expr, Laurent | None], centre: Fraction, length: int) -> Laurent:
+def _decimal(x: Fraction) -> Decimal:
+    return Decimal(x.numerator) / Decimal(x.denominator)
+
+
+def _one(n: Expr, found: dict[Expr, Laurent | None], centre: Any, length: int, number: Callable[[Fraction], Any]) -> Laurent:
     if n.op == "var":
-        return Laurent(0, [centre, _ONE] + [_ZERO] * (length - 2))
+        return Laurent(0, [centre, number(Fraction(1))] + [_ZERO] * (length - 2))
     p = rational(n)
     if p is not None:
+        p = number(p)
         return Laurent(0, [p] + [_ZERO] * (length - 1)) if p else Laurent(length, [])
     args = [found[a] for a in n.args]
     if any(a is None for a in args) or not args:
@@ -120,14 +136,17 @@ def _times(a: Coefficients, b: Coefficients, length: int) -> Coefficients:
 def _inverse(a: Laurent) -> Laurent:
     if not a.coefficients:
         raise Unavailable
-    first = 1 / a.coefficients[0]
+    first = 1 / _number(a.coefficients[0])
+    known = [(j, c) for j, c in enumerate(a.coefficients) if c and j]
     out: Coefficients = []
     for k in range(len(a.coefficients)):
-        out.append(
-            first
-            * ((_ONE if k == 0 else _ZERO) - sum((a.coefficients[j] * out[k - j] for j in range(1, k + 1)), _ZERO))
-        )
+        rest = sum(c * out[k - j] for j, c in known if j <= k and out[k - j])
+        out.append(first * ((_ONE if k == 0 else _ZERO) - rest))
     return Laurent(-a.valuation, out)
+
+
+def _number(x: Any) -> Any:
+    return Fraction(x) if isinstance(x, int) else x
 
 
 def _integer_power(a: Laurent, n: int) -> Laurent:
@@ -142,14 +161,22 @@ def _power(a: Laurent, p: Fraction) -> Laurent:
     """(c₀ (1 + ...))^p by the differential equation of powers (J.C.P. Miller); c₀^p must be rational."""
     if not a.coefficients or (a.valuation * p).denominator != 1:
         raise Unavailable
-    c, m = a.coefficients, p.numerator
-    first = rational_root(c[0] ** m, p.denominator)
+    c = a.coefficients
+    first = _first_power(_number(c[0]), p)
     if first is None or (a.valuation and p.denominator % 2 == 0):  # √(t²) is |t|, which has no series
         raise Unavailable
     out = [first]
     for k in range(1, len(c)):
-        out.append(sum(((p * j - (k - j)) * c[j] * out[k - j] for j in range(1, k + 1) if c[j]), _ZERO) / (k * c[0]))
+        total = sum((p.numerator * j - p.denominator * (k - j)) * c[j] * out[k - j] for j in range(1, k + 1) if c[j])
+        out.append(total / (_number(k * p.denominator) * c[0]))
     return Laurent(int(a.valuation * p), out)
+
+
+def _first_power(c: Any, p: Fraction) -> Any:
+    if isinstance(c, Fraction):
+        return rational_root(c**p.numerator, p.denominator)
+    size = abs(c) ** (Decimal(p.numerator) / Decimal(p.denominator))
+    return size if c > 0 or p.numerator % 2 == 0 else -size
 
 
 def rational_root(x: Fraction, n: int) -> Fraction | None:
@@ -172,7 +199,7 @@ def _integer_root(x: int, n: int) -> int | None:
 
 
 def _needs(a: Coefficients, value: int) -> None:
-    if not a or a[0] != value:
+    if not a or abs(a[0] - value) > (0 if isinstance(a[0], Fraction) else _NOISE):
         raise Unavailable
 
 
@@ -181,19 +208,25 @@ def _derived(a: Coefficients) -> Coefficients:
 
 
 def _integrated(a: Coefficients) -> Coefficients:
-    return [_ZERO] + [c / (k + 1) for k, c in enumerate(a)]
+    return [_ZERO, *(_divided(c, k + 1) for k, c in enumerate(a))]
 
 
 def _over(a: Coefficients, b: Coefficients) -> Coefficients:
+    if any(isinstance(c, Decimal) for c in (*a, *b)):
+        a, b = [Decimal(c) for c in a], [Decimal(c) for c in b]
     quotient = _product(Laurent(0, a), _inverse(Laurent(0, b)))
     return quotient.regular(min(len(a), len(b)))
+
+
+def _divided(x: Any, k: int) -> Any:
+    return x / k if isinstance(x, Decimal) else Fraction(x) / k if x else 0
 
 
 def _exp(a: Coefficients) -> Coefficients:
     _needs(a, 0)
     out = [_ONE]
     for k in range(1, len(a)):
-        out.append(sum((j * a[j] * out[k - j] for j in range(1, k + 1) if a[j]), _ZERO) / k)
+        out.append(_divided(sum(j * a[j] * out[k - j] for j in range(1, k + 1) if a[j]), k))
     return out
 
 
@@ -208,8 +241,8 @@ def _sin_cos(a: Coefficients, sign: int = -1) -> tuple[Coefficients, Coefficient
     s, c = [_ZERO], [_ONE]
     for k in range(1, len(a)):
         terms = [(j * a[j], k - j) for j in range(1, k + 1) if a[j]]
-        s.append(sum((w * c[i] for w, i in terms), _ZERO) / k)
-        c.append(sign * sum((w * s[i] for w, i in terms), _ZERO) / k)
+        s.append(_divided(sum(w * c[i] for w, i in terms if c[i]), k))
+        c.append(_divided(sign * sum(w * s[i] for w, i in terms if s[i]), k))
     return s, c
 
 
@@ -217,14 +250,16 @@ def _plus(a: Coefficients, c: int) -> Coefficients:
     return [a[0] + c, *a[1:]] if a else a
 
 
-def _scaled(a: Coefficients, c: Fraction) -> Coefficients:
+def _scaled(a: Coefficients, c: Any) -> Coefficients:
+    if isinstance(c, Fraction) and any(isinstance(x, Decimal) for x in a):
+        c = _decimal(c)
     return [c * x for x in a]
 
 
 def _from_slope(a: Coefficients, exponent: Fraction, sign: int) -> Coefficients:
     """∫ a' (1 + sign a²)^exponent."""
     _needs(a, 0)
-    inner = _plus(_scaled(_times(a, a, len(a)), Fraction(sign)), 1)
+    inner = _plus(_scaled(_times(a, a, len(a)), sign), 1)
     return _integrated(_times(_derived(a), _power(Laurent(0, inner), exponent).regular(len(a)), len(a) - 1))
 
 

@@ -1,18 +1,19 @@
 """Sums whose terms cancel, in a form where they do not: factors, common denominators, differences of functions, conjugates.
 
-A *hazard* is a sum, left in a form, whose terms can cancel and carry rounding errors. Every method proposes a form; the one
-that leaves the fewest hazards wins, and the plain form stays where none leaves fewer.
+A *hazard* is a sum, left in a form, whose terms carry rounding errors and cancel; it is counted in mean bits over the sample
+points (`_samples`). Every method proposes a form; the one that leaves the least wins, and the plain form stays where none
+leaves less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from robustad.rewriting._bounds import bounds, domain
+from robustad.rewriting._bounds import bounds
 from robustad.rewriting._differences import from_constant, function_difference
-from robustad.rewriting._expression import ONE, ZERO, Expr, add, div, mul, neg, power, select, sub
+from robustad.rewriting._expression import ONE, ZERO, Expr, add, div, mul, power, select, sub
 from robustad.rewriting._polynomials import over_rationals, rational_roots, without_real_roots
 from robustad.rewriting._products import (
     Monomial,
@@ -30,31 +31,45 @@ from robustad.rewriting._products import (
     product,
     times,
 )
+from robustad.rewriting._samples import conditions, loss
 
 _ONE = Fraction(1)
-_DEPTH = 6
+_DEPTH = 4
+_WORK, _ALL_WORK = 60, 400  # how many sums are looked at for one, and for a whole expression
+_left = [_WORK, _ALL_WORK]
+
+
+def begin() -> None:
+    """A new expression: the work is counted from here."""
+    _left[1] = _ALL_WORK
 
 
 class Closed(NamedTuple):
     """A form of a sum, the hazards that it leaves and the rules that made it."""
 
     expr: Expr
-    hazards: int
+    hazards: float
     rules: tuple[str, ...] = ()
 
 
-_memo: dict[frozenset, Closed] = {}
+_memo: dict[Any, Closed] = {}
 
 
 def close(s: Sum, depth: int = 0) -> Closed:
     """The best form that is found of a sum."""
-    key = frozenset(s.items())
+    key = frozenset(s.items()), conditions(), depth
     if key in _memo:
         return _memo[key]
     plain = Closed(built(s), hazards(s))
     if not plain.hazards or depth > _DEPTH or len(s) > 12:
         return plain
     best = plain
+    if depth == 0:
+        _left[0] = _WORK
+    _left[0] -= 1
+    _left[1] -= 1
+    if min(_left) < 0:
+        return plain
     for method in (_factored, _polynomial, _homogeneous, _conjugate, _paired):
         try:
             made = method(s, depth + 1)
@@ -64,38 +79,22 @@ def close(s: Sum, depth: int = 0) -> Closed:
             best = made
             if not best.hazards:
                 break
-    if depth == 0 or not best.hazards:  # what was cut short by the depth may do better when it starts again
-        if len(_memo) > 20000:
-            _memo.clear()
-        _memo[key] = best
+    if len(_memo) > 20000:
+        _memo.clear()
+    _memo[key] = best
     return best
 
 
-def hazards(s: Sum) -> int:
-    """1 where the terms can cancel and carry errors."""
-    if len(s) < 2 or _definite(s) or all(_is_exact(m) for m in s):
-        return 0
-    return 1
+def hazards(s: Sum) -> float:
+    """The mean bits that the terms cancel, where they carry errors that this brings to light."""
+    if len(s) < 2 or all(_is_exact(m) for m in s):
+        return 0.0
+    return loss([of_product((c, m)) for m, c in s.items()])
 
 
 def _is_exact(m: Monomial) -> bool:
     """A constant or a variable: an operand without error."""
     return not m or (len(m) == 1 and m[0][0].op == "var" and m[0][1] == 1)
-
-
-def _definite(s: Sum) -> bool:
-    """Whether all terms have one sign, wherever the sum is defined."""
-    within: dict[int, tuple[float, float]] = {}
-    for m in s:
-        for atom, _ in m:
-            for index, (low, high) in domain(atom).items():
-                old = within.get(index, (-float("inf"), float("inf")))
-                within[index] = max(low, old[0]), min(high, old[1])
-    signs = set()
-    for m, c in s.items():
-        low, high = bounds(of_product((c, m)), within)
-        signs.add(1 if low >= 0 else -1 if high <= 0 else 0)
-    return len(signs) == 1 and 0 not in signs
 
 
 def difference(a: Expr, b: Expr, depth: int = 0) -> Closed:
@@ -118,7 +117,7 @@ class _Places:
     """Differences of operands, with the count of the hazards that are left in them."""
 
     def __init__(self, depth: int):
-        self.depth, self.hazards = depth, 0
+        self.depth, self.hazards = depth, 0.0
 
     def __call__(self, u: Expr, v: Expr) -> Expr:
         closed = difference(u, v, self.depth)
@@ -306,7 +305,7 @@ def _paired(s: Sum, depth: int) -> Closed | None:
             for replaced, left, rules in _pair(s, m, n, depth):
                 rest = {k: c for k, c in s.items() if k not in (m, n)}
                 accumulate(rest, replaced)
-                if rest.keys() == s.keys():
+                if rest.keys() == s.keys() or (len(rest) >= len(s) and hazards(rest) + left > hazards(s) / 2):
                     continue
                 whole = close(rest, depth)
                 total = whole.hazards + left
@@ -317,7 +316,7 @@ def _paired(s: Sum, depth: int) -> Closed | None:
     return best
 
 
-def _pair(s: Sum, m: Monomial, n: Monomial, depth: int) -> Iterator[tuple[Sum, int, tuple[str, ...]]]:
+def _pair(s: Sum, m: Monomial, n: Monomial, depth: int) -> Iterator[tuple[Sum, float, tuple[str, ...]]]:
     """What can stand for the two terms: sums, with the hazards in their factors."""
     shared = common({m: _ONE, n: _ONE})[1]
     a = times((_ONE, m), (_ONE, tuple((x, -k) for x, k in shared)))
@@ -366,22 +365,21 @@ def _pair(s: Sum, m: Monomial, n: Monomial, depth: int) -> Iterator[tuple[Sum, i
                 accumulate(out, {n: q + size})
                 yield out, places.hazards, rule
             else:
-                # p x F(u) + q y F(v) = p x (F(u) - F(v)) + (p x + q y) F(v)
+                # p x F(u) + q y F(v) = p x (F(u) - F(v)) + (p x + q y) F(v) = -q y (F(u) - F(v)) + (p x + q y) F(u)
                 line: Sum = {}
-                accumulate(line, expanded_sum({rest_a: p}))
-                accumulate(line, expanded_sum({rest_b: q}))
-                if len(line) > 1:
+                accumulate(line, {rest_a: p})
+                accumulate(line, {rest_b: q})
+                factor = difference(built(line), ZERO, depth)
+                if factor.hazards:
                     continue
-                out = {}
-                accumulate(out, _term(times((p, shared), (_ONE, rest_a)), made))
-                accumulate(out, multiplied(line, {times((_ONE, shared), (_ONE, ((other, 1),)))[1]: _ONE}) if line else {})
-                yield out, places.hazards, rule
+                for weight, rest, function in ((p, rest_a, other), (-q, rest_b, atom)):
+                    out = {}
+                    accumulate(out, _term(times((weight, shared), (_ONE, rest)), made))
+                    accumulate(out, _term(times((_ONE, shared), (_ONE, ((function, 1),))), factor.expr))
+                    yield out, places.hazards, rule
 
 
 def _term(p: Product, made: Expr) -> Sum:
     c, m = times(p, visible(made))
     return {m: c} if c else {}
 
-
-Method = Callable[[Sum, int], Closed | None]
-_negated = neg  # used by rules that take the sign out
