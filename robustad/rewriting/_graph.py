@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -137,6 +138,9 @@ def _nothing() -> list[Array]:
     return []
 
 
+_SMALL = 1024  # entries of a constant that is compared with others by value
+
+
 class Graph:
     """The terms of a program, in its order."""
 
@@ -176,7 +180,10 @@ class Graph:
         return [atom(a) for a in program.outputs]
 
     def _constant(self, value: Any, aval: Any) -> Term:
-        return self._equal.setdefault(("constant", id(value)), (constant(value, aval),))[0]
+        key: Any = ("constant", id(value))
+        if not _jaxpr.is_traced(value) and 0 < aval.size <= _SMALL and not jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+            key = ("constant", aval.shape, aval.dtype, np.asarray(value).tobytes())
+        return self._equal.setdefault(key, (constant(value, aval),))[0]
 
     def _literal(self, value: Any, aval: Any) -> Term:
         key = (aval.dtype, aval.shape, getattr(aval, "weak_type", False), np.asarray(value).tobytes())

@@ -66,6 +66,36 @@ def norm(term: Term, rw: Rewriter) -> Term | None:
     )  # fmt: skip
 
 
+@rule("pow")
+def power_norm(term: Term, rw: Rewriter) -> Term | None:
+    """(c Σ xⁿ)^(1/n) for an even n: the powers leave the range long before the norm does."""
+    base, exponent = term.operands
+    q = scalar(exponent)
+    inner = unwrapped(base)
+    c = 1.0
+    if inner.name in ("mul", "div") and (factor := scalar(inner.operands[1])) is not None and 0 < factor < math.inf:
+        c = float(1 / factor if inner.name == "div" else factor)
+        inner = unwrapped(inner.operands[0])
+    seen = spread(inner)
+    axes = reduced_axes(seen.source, "reduce_sum")
+    if axes is None or q is None:
+        return None
+    powers = unwrapped(seen.source.operands[0])
+    n = powers.params.get("y", 2) if powers.name in ("integer_pow", "square") else None
+    if n is None or n % 2 or n <= 0 or abs(q * n - 1) > 1e-6:
+        return None
+    (x,) = powers.operands
+
+    def run(a: Any) -> Any:
+        size = st.norm(_flat(a, axes), n, axis=-1)
+        return placed(size * jnp.asarray(c ** (1 / n), size.dtype), seen.dims, term.shape)
+
+    return replaced(
+        term, "norm", run, [rw(x)], before=f"sum(x^{n})^(1/{n})", after=f"norm(x, {n})",
+        reason=f"x^{n} leaves the range of the dtype from {n} times smaller exponents on",
+    )  # fmt: skip
+
+
 def _flat(a: Any, axes: tuple[int, ...]) -> Any:
     """The axes as one, the last."""
     moved = jnp.moveaxis(a, axes, range(a.ndim - len(axes), a.ndim))

@@ -13,6 +13,7 @@ from robustad._jaxpr import Body, Call, Equation
 from robustad.rewriting import _log_space as _log_space  # the rules register themselves
 from robustad.rewriting import _moments as _moments
 from robustad.rewriting import _softmax as _softmax
+from robustad.rewriting import _weights as _weights
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
