@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from robustad.rewriting._derivative import derivative
+from robustad.rewriting._derivative import derivative, has_derivative
 from robustad.rewriting._differences import angle
 from robustad.rewriting._error_free import has_error_free
 from robustad.rewriting._exponentials import scaled
 from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
 from robustad.rewriting._exponents import meant
-from robustad.rewriting._logarithms import logarithm
+from robustad.rewriting._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting._products import collected
+from robustad.rewriting._range import has_quotient, needs_range
 from robustad.rewriting._removable import cancellations, removed
 from robustad.rewriting._samples import conditions, undefined, where
 from robustad.rewriting._selects import hoisted
@@ -48,9 +49,32 @@ def stabilized(exprs: Sequence[Expr]) -> tuple[list[Expr], tuple[Firing, ...]]:
     forms, firings = [], []
     for e in exprs:
         found = stable(e)
+        fired = found.firings or _as_it_stands(e)
         forms.append(found.expr if found.firings else e)
-        firings.extend(found.firings)
+        firings.extend(fired)
     return forms, tuple(dict.fromkeys(firings))
+
+
+def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
+    """The firing of a form that needs no other value than the plain one, but a region of its own: wider in the middle, or with
+    a derivative of its own."""
+    if has_error_free(e) or not all(map(has_derivative, nodes(e))):
+        return ()
+    rule = reason = ""
+    if needs_range(e):
+        rule, reason = "wider range", _WIDER
+    elif has_quotient(e) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
+        rule, reason = "derivative of a quotient", _SLOPE
+    return (Firing(rule, text(e), text(e), reason, e),) if rule else ()
+
+
+def _slope_is_mended(e: Expr, index: int) -> bool:
+    found = _Pass().whole(derivative(e, index))
+    return any(f.rule not in ("wider range",) for f in found.firings) and _gain(derivative(e, index), found)
+
+
+def _gain(plain: Expr, found: Stable) -> bool:
+    return sum(hazards(collected(n)) for n in nodes(plain) if n.op in ("add", "sub")) > found.hazards + _BETTER
 
 
 def stable(e: Expr) -> Stable:
@@ -131,6 +155,14 @@ class _Pass:
                 with where(condition, True):
                     yes = self.form(yes, depth)
                 return rebuilt(e, (self.form(condition, depth), no, yes))
+            case "pow" if e not in self.done:
+                better = power_near_one(e)
+                if better is not None:
+                    return self.fired("power near 1", e, self.made(e, better, depth, ("log", "log1p", "pow")), _POWER)
+            case "acos":
+                better = arc_cosine(e)
+                if better is not None:
+                    return self.fired("arc cosine near 1", e, self.made(e, better, depth, ("add", "sub")), _CANCELLATION)
             case "log" | "log1p" if e not in self.done:
                 better = logarithm(e)
                 if better is not None and better is not e:
@@ -153,7 +185,7 @@ class _Pass:
         if best.hazards < hazard - _BETTER or best.hazards < hazard / 2:
             self.hazards += best.hazards
             rule = best.rules[0] if best.rules else "like terms"
-            return self.fired(rule, e, self.made(e, best.expr, depth, ("add", "sub", "mul", "div")), _CANCELLATION)
+            return self.fired(rule, e, self.made(e, best.expr, depth, ("add", "sub")), _CANCELLATION)
         self.hazards += hazard
         return self._summands(e, depth)
 
@@ -181,6 +213,9 @@ class _Pass:
 _CANCELLATION = "the terms cancel where they are close to each other, and what is left is their rounding errors"
 _SERIES = "the terms cancel near a point at which the expression has a limit, and 0/0 is not a number there"
 _LOGARITHM = "the operand is rounded where it is near 1, and overflows or underflows where its logarithm does not"
+_POWER = "the base is rounded where it is near 1, and the power multiplies that error by the exponent"
+_WIDER = "products or squares overflow, underflow or round in the middle where the result does not"
+_SLOPE = "in the derivative of the plain form the terms cancel"
 _SCALED = "the exponentials overflow where their quotient does not"
 
 

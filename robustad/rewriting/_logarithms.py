@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from robustad.rewriting._bounds import bounds
 from robustad.rewriting._exponentials import opened, scale
-from robustad.rewriting._expression import HALF, ONE, Expr, add, call, const, mul, neg, rational, select, sub
+from robustad.rewriting._expression import HALF, ONE, TWO, Expr, add, call, const, mul, neg, rational, select, sub
 from robustad.rewriting._products import built
 from robustad.rewriting._samples import near_one, where
 from robustad.rewriting._signs import negative, sign
@@ -107,6 +107,11 @@ def _from_one(d: Expr, u: Expr) -> Expr:
 
 def _of_product(u: Expr, depth: int) -> Expr | None:
     c, m = visible(u)
+    if c != 1 and len(m) == 1 and m[0][1] == 1:  # (e^x + e^(-x))/2
+        near, far = _near_one(u, depth), logarithm_of(m[0][0], depth + 1)
+        if near is not None:
+            wide = call("log", u) if far is None else add(far, call("log", const(c)))
+            return select(Expr("lt", (call("abs", near[0]), HALF)), wide, call("log1p", near[0]))
     exponentials = [(a, n) for a, n in m if a.op in ("exp", "logistic", "pow", "sqrt", "exp2", "cosh") or _is_exponential(a)]
     if exponentials and c > 0 and all(sign(a) > 0 or n % 2 == 0 or len(m) - len(exponentials) == 1 for a, n in m):
         total: Expr | None = None
@@ -144,3 +149,31 @@ def logarithm(e: Expr) -> Expr | None:
                 return made
     return logarithm_of(u)
 
+
+
+def power_near_one(e: Expr) -> Expr | None:
+    """u^p as exp(p log1p(u - 1)) where u is near 1: the power multiplies the rounding error of u by p.
+
+    For constant exponents only large ones.
+    """
+    u, p = e.args
+    exponent = rational(p)
+    if u.op not in ("add", "sub") or (exponent is not None and abs(exponent) < 32):
+        return None
+    near = _near_one(u, 0)
+    if near is None:
+        return None
+    close = Expr("lt", (call("abs", near[0]), HALF))
+    return select(close, e, call("exp", mul(p, call("log1p", near[0]))))
+
+
+def arc_cosine(e: Expr) -> Expr | None:
+    """acos u as 2 asin √((1 - u)/2) where u is near 1 and 1 - u is known better than u."""
+    u = e.args[0]
+    if u.op not in ("add", "sub"):
+        return None
+    near = _near_one(u, 0)
+    if near is None:
+        return None
+    half = mul(HALF, neg(near[0]))
+    return select(Expr("lt", (u, HALF)), mul(TWO, call("asin", call("sqrt", half))), e)

@@ -25,6 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from robustad import _jaxpr
 from robustad.rewriting._derivative import derivative
 from robustad.rewriting._evaluation import evaluate
+from robustad.rewriting._exponents import meant
 from robustad.rewriting._expression import ZERO, Expr
 from robustad.rewriting._text import text
 
@@ -67,7 +68,7 @@ def region(expr: Expr, arity: int, plain: Expr | None = None) -> Callable[..., A
         arity: how many arrays the function takes.
         plain: the form that the user wrote; `expr` where there is no other.
     """
-    formula = _formula(expr, expr if plain is None else plain)
+    formula = _formula(expr, expr if plain is None else meant(plain))
 
     def function(*operands: Array) -> Array:
         if len(operands) != arity:

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from robustad.rewriting._bounds import linear
 from robustad.rewriting._derivative import derivative
-from robustad.rewriting._expression import Expr, nodes, rational
+from robustad.rewriting._expression import ONE, Expr, nodes
 from robustad.rewriting._series import Laurent, expansion
 
 _MOST = 22  # terms of a series
@@ -59,23 +59,35 @@ def _is_float(c: Fraction) -> bool:
         return False
 
 
-def cancellations(e: Expr) -> list[Fraction]:
-    """The centres at which the terms of the sum e, or numerator and denominator of the quotient e, cancel."""
+def cancellations(e: Expr) -> list[Fraction | None]:
+    """The centres (None: infinity) at which the terms of the sum e, or numerator and denominator of the quotient e, cancel."""
     key = "cancellations"
     if key not in e.facts:
         e.facts[key] = _cancellations(e)
     return e.facts[key]
 
 
-def _cancellations(e: Expr) -> list[Fraction]:
+def _cancellations(e: Expr) -> list[Fraction | None]:
     if len(e.leaves) != 1 or e.size > 400:
         return []
-    found = []
+    found: list[Fraction | None] = []
     for c in centres(e):
         series = expansion(e, c, _LOOK)
         if _cancels(e, series):
             found.append(c)
+    far = inverted(e)
+    if _cancels(far, expansion(far, Fraction(0), _LOOK)):
+        found.append(None)
     return found
+
+
+def inverted(e: Expr) -> Expr:
+    """The expression of 1/x in the place of x, otherwise node for node the same."""
+    changes: dict[Expr, Expr] = {}
+    for n in nodes(e):
+        args = tuple(changes[a] for a in n.args)
+        changes[n] = Expr("div", (ONE, n)) if n.op == "var" else Expr(n.op, args, n.value)
+    return changes[e]
 
 
 def _cancels(e: Expr, series: dict[Expr, Laurent | None]) -> bool:
@@ -105,14 +117,15 @@ def removed(e: Expr, far: Expr) -> Expr | None:
     """The node e, given by series near each of its removable cancellations and by `far` elsewhere."""
     made: Expr | None = None
     for c in cancellations(e):
-        series = _series(e, c)
+        series = _series(e, c) if c is not None else _series(inverted(e), Fraction(0), e)
         if series is not None:
             (index,) = e.leaves
-            far = made = Expr("series", (Expr("var", (), index), far), series)
+            x = Expr("var", (), index)
+            far = made = Expr("series", (x if c is not None else Expr("div", (ONE, x)), far), series)
     return made
 
 
-def _series(e: Expr, centre: Fraction) -> Series | None:
+def _series(e: Expr, centre: Fraction, function: Expr | None = None) -> Series | None:
     whole = expansion(e, centre, _LONG, exact=False)[e]
     if whole is None or len(whole.coefficients) < 8:
         return None
@@ -124,7 +137,7 @@ def _series(e: Expr, centre: Fraction) -> Series | None:
         count = _count(c, radius**stride)
         if count is not None:
             kept = c[:count]
-            return Series(e, centre, Fraction(radius), whole.valuation, stride, tuple(Fraction(float(k)) for k in kept))
+            return Series(function or e, centre, Fraction(radius), whole.valuation, stride, tuple(Fraction(float(k)) for k in kept))
     return None
 
 
@@ -162,6 +175,3 @@ def series_derivative(n: Expr, index: int) -> Expr:
         return Expr("const", (), Fraction(0))
     return stable(derivative(n.value.function, index)).expr
 
-
-def is_constant(e: Expr) -> bool:
-    return rational(e) is not None

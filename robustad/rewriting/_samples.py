@@ -87,6 +87,23 @@ def undefined(e: Expr, other: Expr) -> float:
     return float(np.mean(~np.isfinite(a) & np.isfinite(b)))
 
 
+def narrow_errors(e: Expr) -> float:
+    """At which part of the points float32 in the middle spoils a value that float32 can hold."""
+    wide = np.broadcast_to(sampled(e), COUNT)
+    values: dict[Expr, Any] = {}
+    with np.errstate(all="ignore"):
+        for n in nodes(e):
+            narrow = np.asarray(_one(n, [values[a] for a in n.args]))
+            values[n] = _flushed(narrow.astype(np.float32)) if narrow.dtype != bool else narrow
+        held = np.isfinite(wide) & (np.abs(wide) < 3e38) & (np.abs(wide) > 1e-37)
+        wrong = held & ~(np.abs(values[e] - wide) <= 1e-3 * np.abs(wide))
+    return float(wrong.sum()) / max(int(held.sum()), COUNT // 4)
+
+
+def _flushed(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < np.finfo(np.float32).tiny, np.float32(0), x)
+
+
 def near_one(e: Expr) -> bool:
     """Whether a fair part of the points brings e within 0.1 % of 1."""
     with np.errstate(all="ignore"):

@@ -35,7 +35,7 @@ from robustad.rewriting._samples import conditions, loss
 
 _ONE = Fraction(1)
 _DEPTH = 4
-_WORK, _ALL_WORK = 60, 400  # how many sums are looked at for one, and for a whole expression
+_WORK, _ALL_WORK = 40, 160  # how many sums are looked at for one, and for a whole expression
 _left = [_WORK, _ALL_WORK]
 
 

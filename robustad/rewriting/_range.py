@@ -1,0 +1,52 @@
+r"""Expressions whose value is right in a wider format alone: squares and products that overflow or underflow in the middle.
+
+√(x² + y²), x/(x² + y²) or a b/(t + u)² are wrong in float32 for half of its range, though every operation is backward stable.
+A region evaluates float32 in float64, whose range holds the squares and products of any float32, and rounds once. The rule
+fires where evaluation in float32 at the sample points differs from that in float64 by more than rounding, for roots, logarithms
+and quotients of sums and products; polynomials stay as they are.
+"""
+
+from __future__ import annotations
+
+from robustad.rewriting._expression import Expr, nodes, rational, remembered
+from robustad.rewriting._samples import narrow_errors
+
+_PART = 0.08  # of the points
+
+
+@remembered
+def needs_range(e: Expr) -> bool:
+    """Whether float32 in the middle spoils the value at a fair part of the points."""
+    return (_roots_or_quotients(e) or _products_cancel(e)) and narrow_errors(e) > _PART or _products_cancel(e)
+
+
+def _roots_or_quotients(e: Expr) -> bool:
+    return any(
+        (n.op in ("sqrt", "rsqrt", "log") and _compound(n.args[0])) or (n.op == "div" and _compound(n.args[1]))
+        for n in nodes(e)
+    )
+
+
+def _compound(e: Expr) -> bool:
+    """Whether there is a product or power of variables below sums and products."""
+    if e.op in ("mul", "integer_pow"):
+        return sum(1 for a in e.args if rational(a) is None) > (e.op == "mul") or any(_compound(a) for a in e.args)
+    return e.op in ("add", "sub", "neg", "div", "sqrt") and any(_compound(a) for a in e.args)
+
+
+def _products_cancel(e: Expr) -> bool:
+    """a b - c d of variables: the products are exact in float64."""
+    return any(n.op == "sub" and all(_is_product(a) for a in n.args) for n in nodes(e))
+
+
+def _is_product(e: Expr) -> bool:
+    return e.op == "mul" and all(a.op == "var" for a in e.args)
+
+
+@remembered
+def has_quotient(e: Expr) -> bool:
+    """Whether a sum that shares a variable with the numerator is divided by."""
+    return any(
+        n.op == "div" and n.args[1].op in ("add", "sub", "mul", "integer_pow", "sqrt") and n.args[0].leaves & n.args[1].leaves
+        for n in nodes(e)
+    )
