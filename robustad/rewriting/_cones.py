@@ -12,10 +12,12 @@ from jax import Array, lax
 
 from robustad.rewriting._calculus import Firing, stabilized
 from robustad.rewriting._conversion import expression_of
-from robustad.rewriting._expression import Expr, const, select, substituted, var
+from robustad.rewriting._error_free import has_error_free
+from robustad.rewriting._expression import Expr, const, nodes, select, substituted, var
 from robustad.rewriting._graph import Rewrite, Step, Term, scalar, widens
 from robustad.rewriting._region import region
 from robustad.rewriting._rewriter import Rewriter, fitted, place_of
+from robustad.rewriting._text import text
 
 _DEEPEST = 32  # levels of one cone; a longer chain is cut
 _LARGEST = 600  # nodes of its tree
@@ -56,6 +58,8 @@ class Cones:
         if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves:
             return None
         (stable,), firings = stabilized([plain])
+        if not firings and jnp.finfo(term.dtype).bits == 16:
+            firings = _rounded_once(plain)
         if not firings:
             return None
         return self._region(term, stable, plain, firings, rw)
@@ -124,6 +128,19 @@ def _step(like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: 
         "stable", fitted(run, like.aval), operands, like.aval,
         origin=like.step.origin, rewrite=first, inside=tuple(rest), elementwise=True, masked=masked,
     )  # fmt: skip
+
+
+def _rounded_once(e: Expr) -> tuple[Firing, ...]:
+    """In 16 bits: a sum of sums, such as a - (b + c), which loses what it has in common if it is rounded in between."""
+    sums = [n for n in nodes(e) if n.op in ("add", "sub") and any(_unsigned(a).op in ("add", "sub") for a in n.args)]
+    if not sums or has_error_free(e):
+        return ()
+    reason = "what is rounded to 16 bits in the middle of a sum is missing in its difference"
+    return (Firing("wide sum", text(sums[-1]), "the same, rounded once", reason, sums[-1]),)
+
+
+def _unsigned(e: Expr) -> Expr:
+    return e.args[0] if e.op == "neg" else e
 
 
 def _at_least(x: Array, dtype: Any) -> Array:

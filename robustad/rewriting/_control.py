@@ -13,15 +13,19 @@ from jax import Array, lax
 
 from robustad import _jaxpr
 from robustad._jaxpr import Call, Cond, Control, Equation, Scan, ShardMap, While
+from robustad.rewriting._accumulators import Wide
 
 Function = Callable[..., list[Array]]
 
 
-def with_bodies(eqn: Equation, inner: Control, bodies: Sequence[Function]) -> Function:
+def with_bodies(eqn: Equation, inner: Control, bodies: Sequence[Function], wide: Wide) -> Function:
     """The control flow of an equation with other bodies, in the order of `_jaxpr.bodies`.
 
-    Branches of a `Cond` take one operand more, before the others: whether they are the one that is taken.
+    Branches of a `Cond` take one operand more, before the others: whether they are the one that is taken. The body of a
+    `Scan` takes and gives what is `wide` in float32.
     """
+    if isinstance(inner, Scan):
+        return functools.partial(_scan, wide, inner, bodies)
     return functools.partial(_RULES[type(inner)], eqn, inner, bodies)
 
 
@@ -36,10 +40,14 @@ def _call(eqn: Equation, call: Call, bodies: Sequence[Function], *operands: Arra
     return jax.checkpoint(body, **options)(*taken)
 
 
-def _scan(eqn: Equation, scan: Scan, bodies: Sequence[Function], *operands: Array) -> list[Array]:
-    consts, carry = operands[: scan.consts], operands[scan.consts : scan.consts + scan.carry]
+def _scan(wide: Wide, scan: Scan, bodies: Sequence[Function], *operands: Array) -> list[Array]:
+    consts, carry = list(operands[: scan.consts]), list(operands[scan.consts : scan.consts + scan.carry])
     # A body that has been rewritten may return strong types where the user's are weak.
-    carry = [lax.convert_element_type(c, jnp.result_type(c)) for c in carry]
+    dtypes = [jnp.result_type(c) for c in carry]
+    inside = [jnp.dtype(jnp.float32) if i in wide.carries else d for i, d in enumerate(dtypes)]
+    carry = [lax.convert_element_type(c, d) for c, d in zip(carry, inside)]
+    for i in wide.consts:
+        consts[i] = lax.convert_element_type(consts[i], jnp.float32)
 
     def step(state: list[Array], x: list[Array]) -> tuple[list[Array], list[Array]]:
         outs = bodies[0](*consts, *state, *x)
@@ -47,7 +55,7 @@ def _scan(eqn: Equation, scan: Scan, bodies: Sequence[Function], *operands: Arra
 
     xs = list(operands[scan.consts + scan.carry :])
     carry, ys = lax.scan(step, carry, xs, scan.length, reverse=scan.reverse, unroll=scan.unroll)
-    return [*carry, *ys]
+    return [*(lax.convert_element_type(c, d) for c, d in zip(carry, dtypes)), *ys]
 
 
 def _while(eqn: Equation, loop: While, bodies: Sequence[Function], *operands: Array) -> list[Array]:
@@ -95,7 +103,6 @@ def _shard_map(eqn: Equation, mapped: ShardMap, bodies: Sequence[Function], *ope
 
 _RULES: dict[type[Control], Callable[..., list[Array]]] = {
     Call: _call,
-    Scan: _scan,
     While: _while,
     Cond: _cond,
     ShardMap: _shard_map,

@@ -14,6 +14,7 @@ from robustad.rewriting import _log_space as _log_space  # the rules register th
 from robustad.rewriting import _moments as _moments
 from robustad.rewriting import _softmax as _softmax
 from robustad.rewriting import _weights as _weights
+from robustad.rewriting._accumulators import Wide, wide_in, wide_input, wide_sum
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
@@ -29,14 +30,18 @@ class Rewritten:
     """A program after its rewriting: `rewritten(*arrays)` gives its outputs.
 
     branch: whether the program is a branch, and takes one operand more, before the others: whether it is the one taken.
+    wide: what a scan, whose body the program is, keeps in float32.
     rewrites: what was replaced.
-    untouched: what was left alone, and why.
     """
 
-    def __init__(self, program: Body, branch: bool = False):
+    def __init__(self, program: Body, branch: bool = False, wide: Wide | None = None, consts: int = 0):
         graph = Graph()
         self._inputs = [input_term(_jaxpr.aval(v)) for v in program.inputs]
-        outputs = graph.read(program, self._inputs, _is_opened)
+        operands = list(self._inputs)
+        wide = wide or Wide()
+        for i in (*wide.consts, *(consts + k for k in wide.carries)):
+            self._inputs[i], operands[i] = wide_input(_jaxpr.aval(program.inputs[i]))
+        outputs = graph.read(program, operands, _is_opened)
         demanded: Demand = None
         if branch:
             taken = input_term(jax.ShapeDtypeStruct((), np.bool_))
@@ -45,14 +50,26 @@ class Rewritten:
         rewriter = Rewriter(Cones(graph.terms, outputs), _plainly)
         for term in graph.terms:
             rewriter(term)
+        rewritten = [rewriter(t) for t in outputs]
+        for k in wide.carries:
+            rewritten[k] = _accumulated(outputs[k], self._inputs[consts + k], operands[consts + k], rewriter)
         self._effects = [_held(rewriter.step(step), step) for step in graph.effects]
-        self._outputs = guarded([rewriter(t) for t in outputs], demanded, self._effects)
+        self._outputs = guarded(rewritten, demanded, self._effects)
         steps = in_order([*self._effects, *(t.step for t in self._outputs)])
         told = (r for s in steps for r in ((s.rewrite, *s.inside) if s.rewrite else s.inside))
         self.rewrites: tuple[Rewrite, ...] = tuple(dict.fromkeys(told))
 
     def __call__(self, *arrays: Any) -> list[Array]:
         return evaluate(self._outputs, self._effects, dict(zip(self._inputs, arrays, strict=True)))
+
+
+def _accumulated(total: Term, carry: Term, narrow: Term, rw: Rewriter) -> Term:
+    """The sum that a loop carries, in float32."""
+    told = Rewrite(
+        *place_of(total.step), "accumulator", f"a running sum in {total.dtype}", "the same, carried in float32",
+        "a sum in 16 bits stops growing when its terms are below half a unit in its last place",
+    )  # fmt: skip
+    return wide_sum(total, carry, narrow, [t if t is narrow else rw(t) for t in total.operands], told)
 
 
 def _held(outputs: Sequence[Term], step: Step) -> Step:
@@ -69,11 +86,25 @@ def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
     eqn = step.equation
     inner = _jaxpr.control(eqn) if eqn is not None else None
     if eqn is not None and inner is not None and is_rebuilt(eqn, inner):
-        bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond)) for b in _jaxpr.bodies(inner)]
-        if told := tuple(r for b in bodies for r in b.rewrites):
-            return step.on(operands, run=with_bodies(eqn, inner, bodies), inside=told)
+        wide = wide_in(inner) if isinstance(inner, _jaxpr.Scan) else Wide()
+        if isinstance(inner, _jaxpr.Scan):
+            bodies = [Rewritten(inner.body, wide=wide, consts=inner.consts)]
+        else:
+            bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond)) for b in _jaxpr.bodies(inner)]
+        told = tuple(r for b in bodies for r in b.rewrites)
+        if wide.consts:
+            told = (*told, _wide_constants(step))
+        if told:
+            return step.on(operands, run=with_bodies(eqn, inner, bodies, wide), inside=told)
     changed = _twin(step)
     return step.outputs if operands == step.operands and not changed else step.on(operands, **changed)
+
+
+def _wide_constants(step: Step) -> Rewrite:
+    return Rewrite(
+        *place_of(step), "accumulator", "cotangents of 16 bits, added up over the steps of a loop",
+        "the same, added up in float32", "a sum in 16 bits stops growing when its terms are small beside it",
+    )  # fmt: skip
 
 
 def _twin(step: Step) -> dict[str, Any]:
