@@ -461,3 +461,94 @@ def check_for_nan(primitive: Primitive) -> None:
 def is_specified(sharding: Any) -> bool:
     """Whether a sharding of a `jit` call's arrays says anything."""
     return sharding is not None and type(sharding).__name__ != "UnspecifiedValue"
+
+
+# ------------------------------------------------------------------------------------------------ library functions
+
+
+def origin(eqn: Equation) -> tuple[str, str] | None:
+    """(name, file) of the function whose program a call holds; None for what is no call, or where JAX does not say."""
+    params = eqn.params
+    held = params.get("jaxpr", params.get("call_jaxpr"))
+    if eqn.primitive.name not in ("jit", "pjit", "custom_jvp_call") or held is None:
+        return None
+    told = getattr(getattr(held, "jaxpr", held), "debug_info", None)
+    source = getattr(told, "func_src_info", None) or ""
+    name, found, place = source.partition(" at ")
+    return (name, place.rpartition(":")[0]) if found else None
+
+
+_TOLD_ELSEWHERE = frozenset(
+    {"name", "ctx_mesh", "jvp_jaxpr_fun", "jvp", "inline", "compiler_options_kvs", "out_sharding"}
+)
+
+
+def same_program(a: Any, b: Any, elementwise: bool = False) -> bool:
+    """Whether two bodies have the same equations, up to the names of variables and weak types.
+
+    elementwise: up to shapes and broadcasts as well, where each element goes through the same program.
+    """
+    a, b = (x if isinstance(x, Body) else body(x) for x in (a, b))
+    if elementwise:
+        a, b = _without_broadcasts(a), _without_broadcasts(b)
+    sizes = [(len(x.inputs), len(x.equations), len(x.outputs), len(x.constants)) for x in (a, b)]
+    if sizes[0] != sizes[1]:
+        return False
+    names: dict[Any, Any] = {}
+
+    def shaped(x: Any) -> tuple[Any, Any]:
+        return () if elementwise else aval(x).shape, aval(x).dtype
+
+    def bind_names(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
+        names.update(zip(xs, ys))
+        return len(xs) == len(ys) and all(shaped(x) == shaped(y) for x, y in zip(xs, ys))
+
+    def same_atom(x: Any, y: Any) -> bool:
+        value, other = literal(x), literal(y)
+        if value is None or other is None:
+            return value is None and other is None and names.get(x) is y
+        return value.dtype == other.dtype and value.tobytes() == other.tobytes()
+
+    def same_equation(x: Equation, y: Equation) -> bool:
+        return (
+            x.primitive is y.primitive
+            and len(x.invars) == len(y.invars)
+            and all(map(same_atom, x.invars, y.invars))
+            and all(
+                _same_param(x.params[k], y.params.get(k), elementwise) for k in x.params if k not in _TOLD_ELSEWHERE
+            )
+            and bind_names(x.outvars, y.outvars)
+        )
+
+    return (
+        bind_names(a.inputs, b.inputs)
+        and bind_names([v for v, _ in a.constants], [v for v, _ in b.constants])
+        and all(np.array_equal(x, y, equal_nan=True) for (_, x), (_, y) in zip(a.constants, b.constants))
+        and all(map(same_equation, a.equations, b.equations))
+        and all(map(same_atom, a.outputs, b.outputs))
+    )
+
+
+def _same_param(x: Any, y: Any, elementwise: bool) -> bool:
+    if hasattr(x, "eqns") or hasattr(x, "jaxpr"):
+        return (hasattr(y, "eqns") or hasattr(y, "jaxpr")) and same_program(x, y, elementwise)
+    if isinstance(x, tuple | list):
+        return type(x) is type(y) and len(x) == len(y) and all(_same_param(p, q, elementwise) for p, q in zip(x, y))
+    return x is y or bool(np.all(x == y))
+
+
+def _without_broadcasts(program: Body) -> Body:
+    """The program with the operands of its broadcasts in place of their results."""
+    stands_for: dict[Any, Any] = {}
+
+    def source(atom: Any) -> Any:
+        return atom if isinstance(atom, Literal) else stands_for.get(atom, atom)
+
+    kept = []
+    for eqn in program.equations:
+        sources = [source(a) for a in eqn.invars]
+        if eqn.primitive.name == "broadcast_in_dim" and len(sources) == 1:
+            stands_for[eqn.outvars[0]] = sources[0]
+        else:
+            kept.append(eqn.replace(invars=sources))
+    return Body(program.inputs, program.constants, tuple(kept), tuple(map(source, program.outputs)))

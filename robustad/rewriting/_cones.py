@@ -45,6 +45,7 @@ class Cones:
                 if not inner:
                     self.roots.add(operand)
                 level[operand] = max(level.get(operand, 0), deep + 1 if inner else 0)
+        self._protected = _error_free(terms)
         self._leaves: dict[Term, Expr] = {}
         self._terms: list[Term] = []
         self._known: dict[Term, Expr] = {}
@@ -55,10 +56,10 @@ class Cones:
         if term not in self.roots or not _is_real(term) or not term.step.elementwise:
             return None
         plain = self._expression(term, rw, root=True)
-        if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves:
+        if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves or self._is_protected(term, plain):
             return None
         (stable,), firings = stabilized([plain])
-        if not firings and jnp.finfo(term.dtype).bits == 16:
+        if not firings and any(_is_narrow(self._terms[i]) for i in plain.leaves):
             firings = _rounded_once(plain)
         if not firings:
             return None
@@ -87,6 +88,13 @@ class Cones:
             return self._leaf(term)
         made = expression_of(term.name, term.params, [self._expression(t, rw) for t in term.operands])
         return self._leaf(term) if made is None else made
+
+    def _is_protected(self, term: Term, plain: Expr) -> bool:
+        """Whether a cone holds a part of an error-free transform of the user's."""
+        if not self._protected:
+            return False
+        held = {self._known.get(t) for t in self._protected}
+        return term in self._protected or any(n in held for n in nodes(plain) if n.op != "var")
 
     def _leaf(self, term: Term) -> Expr:
         if term not in self._leaves:
@@ -146,6 +154,22 @@ def _unsigned(e: Expr) -> Expr:
 def _at_least(x: Array, dtype: Any) -> Array:
     """Narrower floats in the dtype of the result."""
     return lax.convert_element_type(x, dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _error_free(terms: Sequence[Term]) -> set[Term]:
+    """The terms of error-free transforms: of a sum, and a difference between it and one of its own operands."""
+    found: set[Term] = set()
+    for term in terms:
+        if term.name in ("add", "sub"):
+            a, b = term.operands
+            for whole, part in ((a, b), (b, a)):
+                if whole.name in ("add", "sub") and part in whole.operands:
+                    found |= {term, whole}
+    return found
+
+
+def _is_narrow(term: Term) -> bool:
+    return _is_real(term) and jnp.finfo(term.dtype).bits == 16
 
 
 def _is_real(term: Term) -> bool:

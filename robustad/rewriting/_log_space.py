@@ -357,6 +357,39 @@ def _reduce_prod(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "sum", lambda a: jnp.sum(a, axes), [log], elementwise=False), rest)
 
 
+@_of("cumprod")
+def _cumprod(term: Term, rw: Rewriter) -> Parts | None:
+    if (got := parts(term.operands[0], rw)) is None:
+        return None
+    axis, reverse = term.params["axis"], term.params["reverse"]
+    log, rest = (x and _filled(x, term.operands[0]) for x in got)
+    assert log is not None
+    rest = rest and derived(term, "cumprod", lambda a: lax.cumprod(a, axis, reverse), [rest], elementwise=False)
+    return Parts(derived(term, "cumsum", lambda a: lax.cumsum(a, axis, reverse), [log], elementwise=False), rest)
+
+
+@rule("sub")
+def one_minus_product(term: Term, rw: Rewriter) -> Term | None:
+    r"""\(1 - \prod_i p_i\) near 0, of factors whose logarithms are known: \(-\mathrm{expm1}(\sum_i \log p_i)\)."""
+    for one, other, sign in ((*term.operands, -1.0), (*term.operands[::-1], 1.0)):
+        inner = unwrapped(other)
+        if scalar(one) != 1 or inner.name not in ("cumprod", "reduce_prod", "broadcast_in_dim", "slice", "gather", "squeeze"):
+            continue
+        if inner.name == "reduce_prod" and parts(inner.operands[0], rw) is None:
+            continue
+        if (got := parts(other, rw)) is None or got.rest is not None:
+            continue
+
+        def run(a: Array, s: float = sign) -> Array:
+            return s * st.expm1(a)
+
+        return replaced(
+            term, "log-space", run, [got.log], before=f"1 - {_outline(other)}", after="-expm1 of its logarithm",
+            reason="the product rounds to 1, and the difference is lost", elementwise=True,
+        )  # fmt: skip
+    return None
+
+
 # ------------------------------------------------------------------------------------------- choice and layout
 
 

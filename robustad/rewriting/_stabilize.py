@@ -15,6 +15,7 @@ from robustad.rewriting import _moments as _moments
 from robustad.rewriting import _softmax as _softmax
 from robustad.rewriting import _weights as _weights
 from robustad.rewriting._accumulators import Wide, wide_in, wide_input, wide_sum
+from robustad.rewriting._composites import ELEMENTWISE, composite
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
@@ -77,7 +78,7 @@ def _held(outputs: Sequence[Term], step: Step) -> Step:
 
 
 def _is_opened(eqn: Equation, inner: Call) -> bool:
-    return eqn.primitive.name in _OPENED and is_rebuilt(eqn, inner)
+    return eqn.primitive.name in _OPENED and is_rebuilt(eqn, inner) and composite(eqn) is None
 
 
 def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
@@ -85,6 +86,10 @@ def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
     operands = tuple(rw(t) for t in step.operands)
     eqn = step.equation
     inner = _jaxpr.control(eqn) if eqn is not None else None
+    if eqn is not None and inner is not None and (whole := composite(eqn)) is not None:
+        told = Rewrite(*place_of(step), "function", whole.name, f"{whole.name}, accurate", whole.reason)
+        single = whole.name in ELEMENTWISE
+        return step.on(operands, run=whole.function, rewrite=told, elementwise=single, safe=1.0 if single else None)
     if eqn is not None and inner is not None and is_rebuilt(eqn, inner):
         wide = wide_in(inner) if isinstance(inner, _jaxpr.Scan) else Wide()
         if isinstance(inner, _jaxpr.Scan):

@@ -134,12 +134,7 @@ def smooth(*partials: Callable[..., Array]) -> Callable[[Callable[..., Array]], 
     """
 
     def decorate(formula: Callable[..., Array]) -> Callable[..., Array]:
-        def value(*x: Array) -> Array:
-            dtype = x[0].dtype
-            if jnp.finfo(dtype).bits >= 32:
-                return formula(*x)
-            return lax.convert_element_type(formula(*(lax.convert_element_type(a, jnp.float32) for a in x)), dtype)
-
+        value = _widened(formula)
         if not partials:
             return value
         return elementwise(value, *(functools.partial(_times, partial) for partial in partials))
@@ -147,8 +142,35 @@ def smooth(*partials: Callable[..., Array]) -> Callable[[Callable[..., Array]], 
     return decorate
 
 
+def _widened(formula: Callable[..., Array]) -> Callable[..., Array]:
+    def value(*x: Array) -> Array:
+        dtype = x[0].dtype
+        if jnp.finfo(dtype).bits >= 32:
+            return formula(*x)
+        return lax.convert_element_type(formula(*(lax.convert_element_type(a, jnp.float32) for a in x)), dtype)
+
+    return value
+
+
 def _times(partial: Callable[..., Array], t: Array, y: Array, *x: Array) -> Array:
     return t * partial(*x)
+
+
+def with_value(second: Callable[..., Array]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Makes a formula of an argument x and of the value y at x, which saves computing that again, a term.
+
+    `second` is its derivative in x; the formula is never differentiated in y.
+    """
+
+    def decorate(formula: Callable[..., Array]) -> Term:
+        slope = elementwise(_widened(formula), lambda t, s, x, y: t * second(x), _no_term)
+        return lambda t, y, x: t * slope(x, lax.stop_gradient(y))
+
+    return decorate
+
+
+def _no_term(*_: Array) -> Array:
+    raise TypeError("the value that a slope is computed from carries no derivative")
 
 
 @dataclasses.dataclass(frozen=True)

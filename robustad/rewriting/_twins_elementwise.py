@@ -4,31 +4,58 @@ The slopes are cheap: one exponential at most. Their own derivatives, for second
 Not here, since the plain derivative is right: exp, log, log1p, sin, cos, tan, sinh, cosh, sqrt, rsqrt, cbrt, square, abs.
 """
 
+import math
+
 import numpy as np
 from jax import Array, lax
 
 from robustad import stability
 from robustad.stability import _exponential, _hyperbolic, _logarithm, _logistic, _normal, _roots
+from robustad.stability import _words as words
 from robustad.stability._elementwise import elementwise as accurate
 
-from ._twin import Entry, by_slope, constant, smooth
+from ._twin import Entry, by_slope, by_terms, constant, elementwise, smooth, with_value
 
 # ---- exponentials and sigmoids
 
 
-@smooth(accurate()(lambda x: _logistic.sigmoid_curvature(x)))
-def logistic_slope(x: Array) -> Array:
+@with_value(accurate()(lambda x: _logistic.sigmoid_curvature(x)))
+def _logistic_term(x: Array, y: Array) -> Array:
     """e s², e = exp(-|x|), s = logistic |x|: a product, without 1 - s of an s near 1."""
-    s = lax.logistic(x)
-    s = lax.max(s, 1 - s)
+    s = lax.max(y, 1 - y)
     return lax.exp(-lax.abs(x)) * (s * s)
 
 
-@smooth(accurate()(lambda x: _logistic.sigmoid_curvature(2 * x, 8.0)))
-def tanh_slope(x: Array) -> Array:
+logistic = elementwise(lax.logistic, _logistic_term)
+
+
+@with_value(accurate()(lambda x: _logistic.sigmoid_curvature(2 * x, 8.0)))
+def _tanh_term(x: Array, y: Array) -> Array:
     """e (1 + |tanh x|)², e = exp(-2|x|), since 1 - |tanh x| = e (1 + |tanh x|)."""
-    u = 1 + lax.abs(lax.tanh(x))
+    u = 1 + lax.abs(y)
     return lax.exp(-2 * lax.abs(x)) * (u * u)
+
+
+# ---- the error function
+
+
+def _gauss(x: Array) -> Array:
+    """exp(-x²), the square in two words."""
+    high, low = words.square(lax.clamp(constant(x, -100), x, constant(x, 100)))
+    return lax.exp(-high) * (1 - low)
+
+
+_TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
+
+
+@smooth(_normal._erf_second)
+def _erf_slope(x: Array) -> Array:
+    return _TWO_OVER_ROOT_PI * _gauss(x)
+
+
+@smooth(_normal._erfc_second)
+def _erfc_slope(x: Array) -> Array:
+    return -_TWO_OVER_ROOT_PI * _gauss(x)
 
 
 # ---- inverse functions
@@ -85,8 +112,8 @@ def _exp(x: Array) -> Array:
 
 
 TABLE: dict[str, Entry] = {
-    "tanh": by_slope("1 - tanh² of the rounded value: 0 from 9.01 on (float32), and few digits before", tanh_slope),
-    "logistic": by_slope("s (1 - s) of the rounded value: 0 from 17 on (float32), 37.43 (float64)", logistic_slope),
+    "tanh": by_terms("1 - tanh² of the rounded value: 0 from 9.01 on (float32), and few digits before", _tanh_term),
+    "logistic": by_terms("s (1 - s) of the rounded value: 0 from 17 on (float32), 37.43 (float64)", _logistic_term),
     "expm1": by_slope("the value plus 1, 0 below -17 (float32), -37.4 (float64)", _exp),
     "exp2": by_slope(
         "the value overflows before the derivative does; it is exp(x log 2), off by up to 2⁷ ulp in float32",
@@ -101,8 +128,6 @@ TABLE: dict[str, Entry] = {
     "acosh": by_slope("x² overflows: 0 from 1.8e19 on (float32); x² - 1 cancels near 1", _acosh_slope),
     "atanh": by_slope("on some versions the second derivative overflows near ±1", _atanh_slope),
     "atan": by_slope("the second derivative squares 1 + x² : 0 from 3e9 on (float32)", _atan_slope),
-    "erf": by_slope("exp(-x²) of the rounded square: up to 6 bits in the tail", _normal._erf_first),
-    "erfc": by_slope(
-        "the value is off by 60 ulp in its tail, the derivative by 6 bits", _normal._erfc_first, value=stability.erfc
-    ),
+    "erf": by_slope("exp(-x²) of the rounded square: up to 7 bits in the tail", _erf_slope),
+    "erfc": by_slope("exp(-x²) of the rounded square: up to 7 bits in the tail", _erfc_slope),
 }

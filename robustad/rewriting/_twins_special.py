@@ -61,13 +61,16 @@ def _digamma_value(x: Array) -> Array:
 _digamma = smooth(_trigamma)(_digamma_value)
 
 
+@smooth()
 def _log_gamma_value(x: Array) -> Array:
-    """XLA's, but between 1/2 and 3, where it has its zeros."""
-    near = (x > 0.5) & (x < 3)
-    return lax.select(near, _log_gamma_near(lax.select(near, x, constant(x, 2))), lax.lgamma(x))
-
-
-_log_gamma_near = smooth()(_log_gamma.log_gamma)
+    """XLA's, but around its zeros: there the series of log Γ(2 + z), and log Γ(1 + z) = log Γ(2 + z) - log(1 + z)."""
+    first = lax.abs(x - 1) < 0.3
+    near = first | (lax.abs(x - 2) < 0.3)
+    z = lax.select(first, x - 1, lax.select(near, x - 2, constant(x, 0)))
+    terms = _log_gamma._near_two(10 if x.dtype == jnp.float32 else 22)
+    series = words.polynomial(-z, terms)
+    value = z * ((1 - float(np.euler_gamma)) + z * series) - lax.select(first, lax.log1p(z), constant(x, 0))
+    return lax.select(near, value, lax.lgamma(x))
 
 
 def _polygamma_value(m: Array, x: Array) -> Array:
