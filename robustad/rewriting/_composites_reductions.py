@@ -16,7 +16,7 @@ from ._library import Call, equations, inside, of
 Candidates = Callable[[Equation], Iterator[tuple[Call, Callable[..., Array]]]]
 
 
-def _axes(eqn: Equation) -> tuple[int, ...]:
+def first_axes(eqn: Equation) -> tuple[int, ...]:
     """Of the first reduction inside a call."""
     for inner in equations(inside(eqn)):
         if inner.primitive.name in ("reduce_sum", "reduce_max"):
@@ -41,7 +41,7 @@ def _jax_log_softmax(x: Array, where: Array | None = None, *, axis: int) -> Arra
 
 
 def _log_softmax(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
-    axes = _axes(eqn)
+    axes = first_axes(eqn)
     if axes:
         axis = _axis(axes)
 
@@ -52,7 +52,7 @@ def _log_softmax(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
 
 
 def _log_mean_exp(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
-    static = {"axis": _axes(eqn), "keepdims": _keeps(eqn)}
+    static = {"axis": first_axes(eqn), "keepdims": _keeps(eqn)}
     yield of(jax.nn.logmeanexp, **static), functools.partial(stability.logmeanexp, **static)
 
 
@@ -69,7 +69,7 @@ def _order(eqn: Equation) -> float | None:
 
 
 def _norm(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
-    axes, keepdims, order = _axes(eqn), _keeps(eqn), _order(eqn)
+    axes, keepdims, order = first_axes(eqn), _keeps(eqn), _order(eqn)
     if not axes:
         return
     axis = _axis(axes)
@@ -91,9 +91,9 @@ def _jax_spread(
 
 def _spread(name: str, eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
     correction = _jaxpr.literal(eqn.invars[1]) if len(eqn.invars) > 1 else None
-    if correction is None or not _axes(eqn):
+    if correction is None or not first_axes(eqn):
         return
-    static = {"axis": _axes(eqn), "keepdims": _keeps(eqn)}
+    static = {"axis": first_axes(eqn), "keepdims": _keeps(eqn)}
 
     def function(x: Array, _: Array, where: Array | None = None) -> Array:
         return getattr(stability, name)(x, ddof=float(correction), where=where, **static)
@@ -109,7 +109,7 @@ def _nan_spread(name: str, eqn: Equation) -> Iterator[tuple[Call, Callable[..., 
     ddof = _second(eqn, 0.0)
     if ddof is None:
         return
-    static = {"axis": _axes(eqn), "keepdims": _keeps(eqn)}
+    static = {"axis": first_axes(eqn), "keepdims": _keeps(eqn)}
 
     def function(x: Array, *_: Array) -> Array:
         return getattr(stability, name)(x, where=~jnp.isnan(x), ddof=ddof, **static)
@@ -133,7 +133,7 @@ def _jax_standardize(x: Array, *epsilon: Any, axis: Any) -> Array:
 
 
 def _standardize(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
-    axes, epsilon = _axes(eqn), _second(eqn, 1e-5)
+    axes, epsilon = first_axes(eqn), _second(eqn, 1e-5)
     if not axes or epsilon is None:
         return
 

@@ -210,7 +210,7 @@ class Graph:
 
 def _key(eqn: Equation, ins: tuple[Term, ...]) -> Any:
     """Equal for equations that compute the same; None where that cannot be told."""
-    if _jaxpr.control(eqn) is not None:
+    if _jaxpr.control(eqn) is not None and eqn.primitive.name != "jit":  # whose programs JAX shares between calls
         return None
     key = (eqn.primitive, tuple(map(id, ins)), tuple(sorted(eqn.params.items(), key=lambda item: item[0])))
     try:

@@ -9,6 +9,8 @@ import math
 from jax import Array, lax
 
 from robustad import stability as st
+from robustad.rewriting._composites import composite
+from robustad.rewriting._composites_reductions import first_axes
 from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._layout import is_spread_of, reduced_axes, spread
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
@@ -47,7 +49,12 @@ def softmax_of(term: Term) -> Normalized | None:
 
 
 def log_softmax_of(term: Term) -> Normalized | None:
-    """What u - log Σ exp(u) is the log-softmax of."""
+    """What u - log Σ exp(u), or a call of `jax.nn.log_softmax`, is the log-softmax of."""
+    if term.name == "jit" and term.params.get("name") == "log_softmax":
+        whole = composite(term.step.equation) if term.step.equation is not None else None
+        if whole is not None and whole.name == "log_softmax" and len(term.operands) == 1:
+            return Normalized(term.operands[0], first_axes(term.step.equation))
+        return None
     if term.name != "sub":
         return None
     u, normalizer = (unwrapped(t) for t in term.operands)
