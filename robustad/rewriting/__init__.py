@@ -1,1 +1,6 @@
-"""Rewriting of programs: unstable shapes become their stable twins, value and derivative rule together."""
+"""`stabilize`: any JAX function in, accurate value and derivatives out."""
+
+from ._report import Rewrite, Rewrites, Untouched
+from ._stabilize import stabilize
+
+__all__ = ["Rewrite", "Rewrites", "Untouched", "stabilize"]

@@ -14,7 +14,8 @@ from jax import lax
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Scan
-from robustad.rewriting._graph import Rewrite, Step, Term, input_term
+from robustad.rewriting._graph import Step, Term, input_term
+from robustad.rewriting._report import Rewrite
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,8 @@ from robustad.rewriting._calculus import Firing, stabilized
 from robustad.rewriting._conversion import expression_of
 from robustad.rewriting._error_free import has_error_free
 from robustad.rewriting._expression import Expr, const, nodes, select, substituted, var
-from robustad.rewriting._graph import Rewrite, Step, Term, scalar, widens
+from robustad.rewriting._graph import Step, Term, scalar, widens
+from robustad.rewriting._report import Rewrite
 from robustad.rewriting._region import region
 from robustad.rewriting._rewriter import Rewriter, fitted, place_of
 from robustad.rewriting._text import text

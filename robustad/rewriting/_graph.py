@@ -17,28 +17,9 @@ from jax import Array
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Equation
+from robustad.rewriting._report import Rewrite, Untouched
 
 Run = Callable[..., Sequence[Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rewrite:
-    """One replacement: the statement of the user's that it stands for, what stood there, what stands there, and why.
-
-    file, line, function: the statement's; None where no line of the user's made the equation.
-    """
-
-    file: str | None
-    line: int | None
-    function: str | None
-    rule: str
-    before: str
-    after: str
-    reason: str
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line} in {self.function}" if self.file else "(no line of yours)"
-        return f"{place}\n    {self.before}\n    -> {self.after}   [{self.rule}]\n    {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +32,7 @@ class Step:
     rewrite: what is told of it, where it is a replacement.
     elementwise: each output's element depends on the same element of the operands alone.
     safe: where a replacement that is elementwise may be computed if nothing demands it.
-    inside: what was replaced in its bodies, or with it.
+    inside, untouched: what was replaced in its bodies, or with it, and what was left alone there.
     masked: what makes it of operands and a mask: the same where the mask holds, without derivative elsewhere.
     """
 
@@ -64,6 +45,7 @@ class Step:
     elementwise: bool = False
     safe: float | None = None
     inside: tuple[Rewrite, ...] = ()
+    untouched: tuple[Untouched, ...] = ()
     masked: "Callable[[Sequence[Term], Term], Term] | None" = None
     outputs: "tuple[Term, ...]" = ()
 
@@ -82,7 +64,7 @@ class Step:
 
     def on(self, operands: "Sequence[Term]", **changed: Any) -> "tuple[Term, ...]":
         """The outputs of the same computation on other operands."""
-        told = {f: getattr(self, f) for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "masked")} | changed
+        told = {f: getattr(self, f) for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "untouched", "masked")} | changed
         run = told.pop("run", self.run)
         return Step.several(self.name, run, operands, [t.aval for t in self.outputs], **told)
 

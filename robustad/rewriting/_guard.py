@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad.rewriting._demand import DECIDING, Demand, Demands, mask
-from robustad.rewriting._graph import Rewrite, Step, Term, in_order, is_constant
+from robustad.rewriting._graph import Step, Term, in_order, is_constant
+from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import place_of
 
 _ONE = (

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
-from robustad.rewriting._graph import Rewrite, Run, Step, Term, constant
+from robustad.rewriting._graph import Run, Step, Term, constant
+from robustad.rewriting._report import Rewrite
 
 Rule: TypeAlias = "Callable[[Term, Rewriter], Term | None]"
 RULES: dict[str, list[Rule]] = {}

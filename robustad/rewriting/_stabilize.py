@@ -19,8 +19,9 @@ from robustad.rewriting._composites import ELEMENTWISE, composite
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
-from robustad.rewriting._graph import Graph, Rewrite, Step, Term, evaluate, in_order, input_term, is_constant
+from robustad.rewriting._graph import Graph, Step, Term, evaluate, in_order, input_term, is_constant
 from robustad.rewriting._guard import guarded
+from robustad.rewriting._report import Rewrite, Rewrites, Untouched
 from robustad.rewriting._rewriter import Rewriter, place_of
 from robustad.rewriting._twins import twin
 
@@ -33,7 +34,11 @@ class Rewritten:
     branch: whether the program is a branch, and takes one operand more, before the others: whether it is the one taken.
     wide: what a scan, whose body the program is, keeps in float32.
     rewrites: what was replaced.
+    untouched: what was left alone that might be looked for.
     """
+
+    rewrites: tuple[Rewrite, ...]
+    untouched: tuple[Untouched, ...]
 
     def __init__(self, program: Body, branch: bool = False, wide: Wide | None = None, consts: int = 0):
         graph = Graph()
@@ -58,7 +63,8 @@ class Rewritten:
         self._outputs = guarded(rewritten, demanded, self._effects)
         steps = in_order([*self._effects, *(t.step for t in self._outputs)])
         told = (r for s in steps for r in ((s.rewrite, *s.inside) if s.rewrite else s.inside))
-        self.rewrites: tuple[Rewrite, ...] = tuple(dict.fromkeys(told))
+        self.rewrites = tuple(dict.fromkeys(told))
+        self.untouched = tuple(dict.fromkeys(u for s in steps for u in (*_left_alone(s), *s.untouched)))
 
     def __call__(self, *arrays: Any) -> list[Array]:
         return evaluate(self._outputs, self._effects, dict(zip(self._inputs, arrays, strict=True)))
@@ -71,6 +77,18 @@ def _accumulated(total: Term, carry: Term, narrow: Term, rw: Rewriter) -> Term:
         "a sum in 16 bits stops growing when its terms are below half a unit in its last place",
     )  # fmt: skip
     return wide_sum(total, carry, narrow, [t if t is narrow else rw(t) for t in total.operands], told)
+
+
+def _left_alone(step: Step) -> tuple[Untouched, ...]:
+    """What is told of a step that no rule may look into."""
+    eqn = step.equation
+    if eqn is None or step.rewrite is not None:
+        return ()
+    if step.name.startswith("custom_") and "call" in step.name:
+        return (Untouched(*place_of(step), step.name, "a custom derivative is the user's word"),)
+    if _jaxpr.has_effects(eqn) and _jaxpr.control(eqn) is None or step.name == "pure_callback":
+        return (Untouched(*place_of(step), step.name, "it runs outside of the program, or has effects"),)
+    return ()
 
 
 def _held(outputs: Sequence[Term], step: Step) -> Step:
@@ -97,10 +115,12 @@ def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
         else:
             bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond)) for b in _jaxpr.bodies(inner)]
         told = tuple(r for b in bodies for r in b.rewrites)
+        untouched = tuple(u for b in bodies for u in b.untouched)
         if wide.consts:
             told = (*told, _wide_constants(step))
         if told:
-            return step.on(operands, run=with_bodies(eqn, inner, bodies, wide), inside=told)
+            return step.on(operands, run=with_bodies(eqn, inner, bodies, wide), inside=told, untouched=untouched)
+        return step.on(operands, untouched=untouched) if untouched else step.outputs if operands == step.operands else step.on(operands)
     changed = _twin(step)
     return step.outputs if operands == step.operands and not changed else step.on(operands, **changed)
 
@@ -127,7 +147,52 @@ def _twin(step: Step) -> dict[str, Any]:
 
 
 def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` with its program rewritten so that value and derivatives of every order are accurate."""
+    r"""The same function, accurate in value and derivatives.
+
+    `f` is traced and its program rewritten: unstable shapes become their stable twins, value and derivative rule together.
+    `jax.grad(stabilize(f))`, `jax.hessian`, `jax.jvp`, `jax.jit`, `jax.vmap`, `lax.scan`, `jax.checkpoint` and `shard_map` of
+    it work as of `f`; it is a decorator too. What is replaced:
+
+      - *Cancellation and 0/0* in elementwise expressions: differences of a function at neighbouring points, conjugate roots,
+        removable singularities (by exact power series), rational functions, quotients of exponentials. The expression
+        becomes one primitive, evaluated in float64 where the hardware has it (float32 and narrower), and so do its
+        derivatives, each in a stable form of its own.
+      - *Log-space* written by hand: \(\log\) of sums, products, quotients and powers of exponentials, through reductions
+        and indexing; softmax, log-softmax, logsumexp; \(x \log x\) at 0.
+      - *Squares*: norms, \(E[x^2] - E[x]^2\).
+      - *Derivatives* of primitives and of library functions (jax.nn, jnp, jax.scipy, optax) where JAX's lose digits or are
+        NaN; the value keeps its bits.
+      - *The branch that is not taken*: it is evaluated at a harmless point, so that it poisons no derivative of any order.
+        Only a select, an extremum or a branch makes such a zero; a computed 0 · inf is rewritten to its limit or stays NaN.
+      - *Sums in 16 bits*: those that a loop carries, and the cotangents of what it closes over, in float32.
+
+    What is not: custom derivatives of the user's (`jax.custom_jvp`, `jax.custom_vjp`), error-free transforms such as Kahan's
+    sum, primitives that no rule knows, and operations with effects, which run as they stand, once. Where nothing is replaced,
+    `f` itself is called, and the bits are its own. A program that is already a derivative cannot be mended:
+    `stabilize(jax.grad(f))` is no worse than `jax.grad(f)`, but accurate is `jax.grad(stabilize(f))`.
+
+    Args:
+      f: a function of pytrees that JAX can trace. Arrays and Python floats are traced; other leaves (integers, strings,
+        functions) stay as they are.
+
+    Returns:
+      A function of the same signature and pytrees. `stabilize(f).rewrites(*args)` lists what is replaced for these arguments:
+      `Rewrites`, a tuple of `Rewrite`s, each with file, line and function of the user's, before, after and the reason.
+      Each call traces `f` anew: put it under `jax.jit`.
+
+    Raises:
+      TypeError: `f` is no function.
+      What `f` raises when it is traced, at the user's line.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import robustad as rad
+    >>> f = lambda x: (1 - jnp.cos(x)) / x**2
+    >>> print(jax.grad(f)(1e-4), jax.grad(rad.stabilize(f))(1e-4))  # the truth is -8.3333e-06
+    10000.001 -8.333333e-06
+    >>> g = lambda x: jnp.where(x > 0, jnp.sqrt(x), 0.0)
+    >>> print(jax.grad(g)(0.0), jax.grad(rad.stabilize(g))(0.0))
+    nan 0.0
+    """
     if not callable(f):
         raise TypeError(
             f"stabilize: `f` has type {type(f).__name__}; expected a function. Give the function itself, not its value: "
@@ -156,8 +221,9 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
             return f(*args, **kwargs)
         return jax.tree.unflatten(structure, program(*arrays))
 
-    def rewrites(*args: Any, **kwargs: Any) -> tuple[Rewrite, ...]:
-        return rewritten(args, kwargs)[0].rewrites
+    def rewrites(*args: Any, **kwargs: Any) -> Rewrites:
+        program, _, _ = rewritten(args, kwargs)
+        return Rewrites.of(program.rewrites, program.untouched)
 
     stabilized.rewrites = rewrites  # type: ignore[attr-defined]
     return stabilized

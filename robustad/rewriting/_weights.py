@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad.rewriting._demand import boolean
-from robustad.rewriting._graph import Rewrite, Step, Term, unwrapped
+from robustad.rewriting._graph import Step, Term, unwrapped
+from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, number, place_of, replaced, rule
 from robustad.rewriting._softmax import log_softmax_of, softmax_of
 from robustad.stability._custom_jvp import custom_jvp
