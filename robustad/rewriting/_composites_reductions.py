@@ -1,6 +1,7 @@
 """Twins of library functions that reduce over axes; which axes, and whether they are kept, is read off their programs."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from robustad import _jaxpr, stability
 from robustad._jaxpr import Equation, aval
 
 from ._library import Call, equations, inside, of
+from ._shares import log_softmax, logsumexp
 
 Candidates = Callable[[Equation], Iterator[tuple[Call, Callable[..., Array]]]]
 
@@ -46,14 +48,19 @@ def _log_softmax(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
         axis = _axis(axes)
 
         def function(x: Array, where: Array | None = None) -> Array:
-            return stability.log_softmax(x, axis, where)
+            return log_softmax(x, axes, where)
 
         yield of(_jax_log_softmax, axis=axis), function
 
 
 def _log_mean_exp(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
-    static = {"axis": first_axes(eqn), "keepdims": _keeps(eqn)}
-    yield of(jax.nn.logmeanexp, **static), functools.partial(stability.logmeanexp, **static)
+    axes, keepdims = first_axes(eqn), _keeps(eqn)
+
+    def function(x: Array) -> Array:
+        return logsumexp(x, axes, keepdims) - math.log(math.prod(x.shape[i] for i in axes))
+
+    if axes:
+        yield of(jax.nn.logmeanexp, axis=axes, keepdims=keepdims), function
 
 
 # ---- norms
