@@ -14,8 +14,8 @@ from robustad.rewriting._expression import Expr, nodes
 # lax alone: functions of jax.numpy convert their operands by rules that depend on the x64 mode around them.
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     name: getattr(lax, name)
-    for name in """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
-    logistic sqrt rsqrt cbrt pow erf erfc abs sign max min lt le gt ge eq ne""".split()
+    for name in """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh
+    atanh logistic sqrt rsqrt cbrt pow erf erfc abs sign max min lt le gt ge eq ne""".split()
 }
 _FUNCTIONS |= {"and": lax.bitwise_and, "or": lax.bitwise_or, "not": lax.bitwise_not, "select": lax.select_n}
 
