@@ -123,6 +123,8 @@ def scale(s: Sum) -> Scale | None:
     if not differing or (step := common_exponent(differing)) is None:
         return None
     t, multiples = step
+    if not t.leaves:
+        return None
     counts = [multiples[built(o)] if o else 0 for o in offsets]
     sides = []
     for extreme in (max(counts), min(counts)):

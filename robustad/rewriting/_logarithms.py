@@ -116,7 +116,9 @@ def _of_product(u: Expr, depth: int) -> Expr | None:
     exponentials = [
         (a, n) for a, n in m if a.op in ("exp", "logistic", "pow", "sqrt", "exp2", "cosh") or _is_exponential(a)
     ]
-    if exponentials and c > 0 and all(sign(a) > 0 or n % 2 == 0 or len(m) - len(exponentials) == 1 for a, n in m):
+    # log of a product is the sum of logs where at most one factor's sign is not known: then it is positive with the product
+    unknown = [n for a, n in m if sign(a) <= 0]
+    if exponentials and c > 0 and (not unknown or (len(unknown) == 1 and unknown[0] % 2)):
         total: Expr | None = None
         for a, n in m:
             term = mul(const(n), _log(a, depth))
