@@ -9,8 +9,8 @@ from robustad.rewriting._derivative import derivative, has_derivative
 from robustad.rewriting._differences import angle
 from robustad.rewriting._error_free import has_error_free
 from robustad.rewriting._exponentials import scaled
-from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
 from robustad.rewriting._exponents import meant
+from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
 from robustad.rewriting._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting._products import collected
 from robustad.rewriting._range import has_quotient, needs_range
@@ -56,8 +56,9 @@ def stabilized(exprs: Sequence[Expr]) -> tuple[list[Expr], tuple[Firing, ...]]:
 
 
 def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
-    """The firing of a form that needs no other value than the plain one, but a region of its own: wider in the middle, or with
-    a derivative of its own."""
+    """The firing of a form that needs no other value than the plain one, but a region of its own: wider in the middle,
+    or with a derivative of its own.
+    """
     if has_error_free(e) or not all(map(has_derivative, nodes(e))):
         return ()
     rule = reason = ""
@@ -87,8 +88,9 @@ def stable(e: Expr) -> Stable:
 
 
 def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:
-    """The stable form of a derivative: that of the stable form's or that of the plain form's (`plain`), whichever leaves less
-    hazard and is defined at more points."""
+    """The stable form of a derivative: that of the stable form's or that of the plain form's (`plain`), whichever
+    leaves less hazard and is defined at more points.
+    """
     if has_error_free(form):
         return derivative(form, index)
     candidates = [_Pass().whole(derivative(form, index)), _Pass().whole(meant(plain))]
@@ -162,7 +164,9 @@ class _Pass:
             case "acos":
                 better = arc_cosine(e)
                 if better is not None:
-                    return self.fired("arc cosine near 1", e, self.made(e, better, depth, ("add", "sub")), _CANCELLATION)
+                    return self.fired(
+                        "arc cosine near 1", e, self.made(e, better, depth, ("add", "sub")), _CANCELLATION
+                    )
             case "log" | "log1p" if e not in self.done:
                 better = logarithm(e)
                 if better is not None and better is not e:

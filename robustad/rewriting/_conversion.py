@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.rewriting._expression import Expr, const, var
+from robustad.rewriting._expression import Expr, const, rational, var
 
 _SAME_NAME = frozenset(
     """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
@@ -81,6 +81,8 @@ def _walk(program: _jaxpr.Body, operands: Sequence[Expr]) -> list[Expr]:
             env.update(zip(eqn.outvars, _walk(inner.body, inner.of(ins))))
         elif eqn.primitive.name == "convert_element_type" and _widens(eqn):
             env[eqn.outvars[0]] = ins[0]
+        elif eqn.primitive.name == "convert_element_type" and (number := rational(ins[0])) is not None:
+            env[eqn.outvars[0]] = _constant(np.asarray(float(number), _jaxpr.aval(eqn.outvars[0]).dtype))
         else:
             made = expression_of(eqn.primitive.name, eqn.params, ins)
             if made is None:

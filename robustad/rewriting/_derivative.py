@@ -146,6 +146,7 @@ def has_derivative(n: Expr) -> bool:
 
 
 _KNOWN = frozenset(
-    """var const add sub mul div neg select max min pow atan2 hypot series exp exp2 expm1 log log1p sin cos tan asin acos atan sinh cosh
-    tanh asinh acosh atanh logistic sqrt rsqrt cbrt integer_pow erf erfc abs sign lt le gt ge eq ne and or not""".split()
+    """var const add sub mul div neg select max min pow atan2 hypot series exp exp2 expm1 log log1p sin cos tan asin
+    acos atan sinh cosh tanh asinh acosh atanh logistic sqrt rsqrt cbrt integer_pow erf erfc abs sign lt le gt ge eq ne
+    and or not""".split()
 )

@@ -1,13 +1,13 @@
 r"""Differences of one function at two places, F(u) - F(v), from the difference h = u - v of the places.
 
-The plain form loses log₂(|F|/|F(u) - F(v)|) bits where u ≈ v, all of them where u and v round to the same number. Each form
-here is a product or quotient of h (which is exact, or accurate, where something cancels in u - v) with factors that do not
-cancel, so its relative error is that of h plus a few units in the last place. Where exponentials occur the larger one is taken
-out as a factor, so that nothing overflows before the result does.
+The plain form loses log₂(|F|/|F(u) - F(v)|) bits where u ≈ v, all of them where u and v round to the same number. Each
+form here is a product or quotient of h (which is exact, or accurate, where something cancels in u - v) with factors
+that do not cancel, so its relative error is that of h plus a few units in the last place. Where exponentials occur the
+larger one is taken out as a factor, so that nothing overflows before the result does.
 
-Sources: Hamming, Numerical Methods for Scientists and Engineers, ch. 3; Kahan, Branch cuts, 1987; Higham, Accuracy and Stability of
-Numerical Algorithms, ch. 1; Herbie's rules (PLDI 2015). The forms for cube roots, tangents and logistics are the field's textbook
-identities.
+Sources: Hamming, Numerical Methods for Scientists and Engineers, ch. 3; Kahan, Branch cuts, 1987; Higham, Accuracy and
+Stability of Numerical Algorithms, ch. 1; Herbie's rules (PLDI 2015). The forms for cube roots, tangents and logistics
+are the field's textbook identities.
 """
 
 from __future__ import annotations

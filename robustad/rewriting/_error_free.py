@@ -1,7 +1,8 @@
 """A user's error-free transforms, which no rule may touch.
 
-two_sum, Kahan's sum, Dekker's split and the HP-15C's log1p compute the rounding error of an operation by a subtraction that is
-0 in real arithmetic: one operand of it is a sum that contains the other, as in (a + b) - a, c - (c - a), (1 + x) - 1.
+two_sum, Kahan's sum, Dekker's split and the HP-15C's log1p compute the rounding error of an operation by a subtraction
+that is 0 in real arithmetic: one operand of it is a sum that contains the other, as in (a + b) - a, c - (c - a), (1 +
+x) - 1.
 """
 
 from __future__ import annotations

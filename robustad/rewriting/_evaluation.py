@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -10,18 +11,23 @@ import numpy as np
 from jax import Array, lax
 
 from robustad.rewriting._expression import Expr, nodes
+from robustad.rewriting._products import Monomial, Sum, collected
 
 # lax alone: functions of jax.numpy convert their operands by rules that depend on the x64 mode around them.
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     name: getattr(lax, name)
-    for name in """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
-    logistic sqrt rsqrt cbrt pow erf erfc abs sign max min lt le gt ge eq ne""".split()
+    for name in """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh
+    atanh logistic sqrt rsqrt cbrt pow erf erfc abs sign max min lt le gt ge eq ne""".split()
 }
 _FUNCTIONS |= {"and": lax.bitwise_and, "or": lax.bitwise_or, "not": lax.bitwise_not, "select": lax.select_n}
 
 
-def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any) -> Array:
-    """The expression on arrays of one shape; floating ones are taken in `dtype`, which is float32 or float64."""
+def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any, careful: bool = False) -> Array:
+    """The expression on arrays of one shape; floating ones are taken in `dtype`, which is float32 or float64.
+
+    careful: where `dtype` has no more range than the operands had. Factors of quotients then are multiplied and divided by in
+    turn, and roots of quadratic forms are scaled, so that squares and products neither overflow nor underflow in the middle.
+    """
     values: dict[Expr, Any] = {}
 
     def constant(value: Any) -> Array:
@@ -37,6 +43,10 @@ def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any) -> Array:
                 values[n] = constant(n.value)
             case "integer_pow":
                 values[n] = lax.integer_pow(values[n.args[0]], n.value)
+            case "div" if careful and n.args[1].op in ("mul", "integer_pow"):
+                values[n] = _in_turn(n, values)
+            case "sqrt" if careful and (form := _quadratic(n.args[0])) is not None:
+                values[n] = _scaled_root(form, values, constant)
             case "series":
                 values[n] = _series(n, [values[a] for a in n.args], constant)
             case "hypot":
@@ -44,6 +54,61 @@ def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any) -> Array:
             case _:
                 values[n] = _FUNCTIONS[n.op](*_alike([values[a] for a in n.args], n, dtype))
     return values[e]
+
+
+def _factors(e: Expr) -> list[Expr]:
+    if e.op == "mul":
+        return [f for a in e.args for f in _factors(a)]
+    if e.op == "integer_pow" and 0 < e.value <= 4:
+        return _factors(e.args[0]) * e.value
+    return [e]
+
+
+def _in_turn(n: Expr, values: dict[Expr, Any]) -> Array:
+    above, below = (_factors(a) for a in n.args)
+    total, above = values[above[0]], above[1:]
+    while above or below:
+        if below:
+            total = lax.div(total, values[below.pop(0)])
+        if above:
+            total = lax.mul(total, values[above.pop(0)])
+    return total
+
+
+def _quadratic(e: Expr) -> Sum | None:
+    """A sum of at least two terms of second or lower degree, one of them of second degree."""
+    if e.op not in ("add", "sub"):
+        return None
+    s = collected(e)
+    degrees = [sum(n for _, n in m) for m in s]
+    whole = all(n > 0 and a.op != "exp" for m in s for a, n in m)
+    return s if whole and len(s) > 1 and max(degrees) == 2 and all(set(_atoms(m)) <= set(nodes(e)) for m in s) else None
+
+
+def _atoms(m: Monomial) -> list[Expr]:
+    return [a for a, n in m for _ in range(n)]
+
+
+def _scaled_root(s: Sum, values: dict[Expr, Any], constant: Callable[[Any], Array]) -> Array:
+    """scale · √(Σ c (a/scale)(b/scale)), the scale a power of two near the root of the largest term."""
+    pairs = []
+    for m, c in s.items():
+        first, second = ([values[a] for a in _atoms(m)] + [constant(Fraction(1))] * 2)[:2]
+        pairs.append((constant(c), first, second))
+    sizes = [lax.mul(lax.sqrt(lax.abs(a)), lax.sqrt(lax.abs(b))) for _, a, b in pairs]
+    largest = functools.reduce(lax.max, sizes)
+    scale = _power_of_two(largest)
+    usable = lax.bitwise_and(lax.gt(largest, constant(Fraction(0))), lax.lt(largest, constant(Fraction(2) ** 1000)))
+    scale = lax.select_n(usable, constant(Fraction(1)), scale)
+    terms = [lax.mul(c, lax.mul(lax.div(a, scale), lax.div(b, scale))) for c, a, b in pairs]
+    return lax.mul(scale, lax.sqrt(functools.reduce(lax.add, terms)))
+
+
+def _power_of_two(x: Array) -> Array:
+    """The largest power of two that is at most x: its bits without the fraction."""
+    bits = lax.bitcast_convert_type(x, np.uint64)
+    mask = lax.full_like(bits, np.uint64(0x7FF0000000000000))
+    return lax.bitcast_convert_type(lax.bitwise_and(bits, mask), x.dtype)
 
 
 def _is_floating(x: Array) -> bool:

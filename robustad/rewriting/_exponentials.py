@@ -1,10 +1,11 @@
 r"""Exponentials: multiples of one exponent, and products and quotients whose parts overflow where they do not.
 
-In a quotient such as e^x/(e^x - 1) numerator and denominator overflow together at x = 710 (89 in float32) to inf/inf; in its
-derivative, where the denominator is squared, at half of that. Every sum of exponentials Σ cᵢ e^(kᵢ t) is written as its
-largest exponential, chosen by the sign of t at run time, times a sum of exponentials that are at most 1; the largest ones are then
-gathered into one exponential, whose exponent cancels symbolically. Exact but for the usual roundings.
-Source: the scaling of logsumexp (Blanchard, Higham, Higham, IMA J. Numer. Anal. 2021) applied to any quotient.
+In a quotient such as e^x/(e^x - 1) numerator and denominator overflow together at x = 710 (89 in float32) to inf/inf;
+in its derivative, where the denominator is squared, at half of that. Every sum of exponentials Σ cᵢ e^(kᵢ t) is written
+as its largest exponential, chosen by the sign of t at run time, times a sum of exponentials that are at most 1; the
+largest ones are then gathered into one exponential, whose exponent cancels symbolically. Exact but for the usual
+roundings. Source: the scaling of logsumexp (Blanchard, Higham, Higham, IMA J. Numer. Anal. 2021) applied to any
+quotient.
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ def scale(s: Sum) -> Scale | None:
     if not differing or (step := common_exponent(differing)) is None:
         return None
     t, multiples = step
+    if not t.leaves:
+        return None
     counts = [multiples[built(o)] if o else 0 for o in offsets]
     sides = []
     for extreme in (max(counts), min(counts)):
@@ -167,7 +170,9 @@ def scaled(e: Expr) -> Expr | None:
 
 
 def _reduced(p: Product) -> Product:
-    """Sums that are polynomials in one exponential, factored, so that common factors cancel: (e^2x - 1)/(e^x - 1) = e^x + 1."""
+    """Sums that are polynomials in one exponential, factored, so that common factors cancel: (e^2x - 1)/(e^x - 1) = e^x
+    + 1.
+    """
     sums = {a: s for a, _ in p[1] if (s := opened(a)) is not None and all(len(m) <= 1 for m in s)}
     atoms = {m[0][0] for s in sums.values() for m in s if m}
     if len(sums) < 2 or not all(a.op == "exp" for a in atoms):

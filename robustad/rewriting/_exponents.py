@@ -12,7 +12,8 @@ _LARGEST = 12
 
 
 def meant(e: Expr) -> Expr:
-    """The expression with the small fractions for which constant exponents stand, where float32 or float64 holds these no better.
+    """The expression with the small fractions for which constant exponents stand, where float32 or float64 holds these
+    no better.
 
     Only in expressions that are rewritten anyway: x^(1/3) at x = 1e38 moves by 10 units in the last place of float32.
     """

@@ -25,7 +25,6 @@ class Expr:
     """
 
     __slots__ = ("__weakref__", "args", "digest", "facts", "leaves", "op", "size", "value")
-    _known: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
 
     op: str
     args: tuple[Expr, ...]
@@ -38,18 +37,19 @@ class Expr:
     def __new__(cls, op: str, args: tuple[Expr, ...] = (), value: Any = None) -> Expr:
         # Floats are told apart by their text: nan is not equal to itself, and 0.0 is to -0.0.
         key = (op, args, repr(value) if isinstance(value, float) else value)
-        known = cls._known.get(key)
+        known = _known.get(key)
         if known is not None:
             return known
         self = super().__new__(cls)
         self.op, self.args, self.value, self.facts = op, args, value, {}
-        self.leaves = frozenset((value,)) if op == "var" else frozenset().union(*(a.leaves for a in args))
+        below: frozenset[int] = frozenset().union(*(a.leaves for a in args))
+        self.leaves = below | {int(value)} if op == "var" else below
         self.size = 1 + sum(a.size for a in args)
         digest = hashlib.blake2b(f"{op} {value!r}".encode(), digest_size=12)
         for a in args:
             digest.update(a.digest)
         self.digest = digest.digest()
-        cls._known[key] = self
+        _known[key] = self
         return self
 
     def __reduce__(self) -> Any:
@@ -65,6 +65,9 @@ class Expr:
         from robustad.rewriting._text import text
 
         return text(self)
+
+
+_known: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
 
 
 def remembered(analysis: Callable[[Expr], Value]) -> Callable[[Expr], Value]:
@@ -207,9 +210,9 @@ def power(a: Expr, n: int) -> Expr:
     return div(ONE, power(a, -n)) if n < 0 else Expr("integer_pow", (a,), n)
 
 
-_AT_ZERO = dict.fromkeys("sin tan asin atan sinh tanh asinh atanh expm1 log1p sqrt cbrt erf".split(), ZERO) | dict.fromkeys(
-    "exp exp2 cos cosh erfc".split(), ONE
-)
+_AT_ZERO = dict.fromkeys(
+    "sin tan asin atan sinh tanh asinh atanh expm1 log1p sqrt cbrt erf".split(), ZERO
+) | dict.fromkeys("exp exp2 cos cosh erfc".split(), ONE)
 
 
 def call(op: str, *args: Expr) -> Expr:

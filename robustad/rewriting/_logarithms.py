@@ -1,9 +1,10 @@
 r"""Logarithms of sums, products, quotients and exponentials.
 
-Where it fails: log u loses log₂(1/|log u|) bits where u was rounded near 1, overflows (or is -inf) where u does and log u does not.
-Here log u is log1p(u - 1) near 1, with u - 1 from the difference calculus; t + log(1 + e^(-t)) and its kin for sums of
-exponentials, by the sign of t at run time; u itself for log e^u; p log u for log u^p. The error is that of u - 1 and a few units in
-the last place. Sources: Higham, Accuracy and Stability, 1.14.1; Mächler, Accurately computing log(1 - exp(-|a|)), 2012; PyTensor's list.
+Where it fails: log u loses log₂(1/|log u|) bits where u was rounded near 1, overflows (or is -inf) where u does and log
+u does not. Here log u is log1p(u - 1) near 1, with u - 1 from the difference calculus; t + log(1 + e^(-t)) and its kin
+for sums of exponentials, by the sign of t at run time; u itself for log e^u; p log u for log u^p. The error is that of
+u - 1 and a few units in the last place. Sources: Higham, Accuracy and Stability, 1.14.1; Mächler, Accurately computing
+log(1 - exp(-|a|)), 2012; PyTensor's list.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _near_one(u: Expr, depth: int) -> tuple[Expr, Expr] | None:
 def _from_one(d: Expr, u: Expr) -> Expr:
     """log1p(d), but log u where u is small: there d is near -1 and has lost what u has."""
     low, _ = bounds(d)
-    if low >= 0 or d.op in ("var", "neg") and d.leaves and d.size <= 2:  # exact, however near -1
+    if low >= 0 or (d.op in ("var", "neg") and d.leaves and d.size <= 2):  # exact, however near -1
         return call("log1p", d)
     closed = difference(u, const(0)).expr
     return select(Expr("lt", (closed, HALF)), call("log1p", d), call("log", closed))
@@ -112,8 +113,12 @@ def _of_product(u: Expr, depth: int) -> Expr | None:
         if near is not None:
             wide = call("log", u) if far is None else add(far, call("log", const(c)))
             return select(Expr("lt", (call("abs", near[0]), HALF)), wide, call("log1p", near[0]))
-    exponentials = [(a, n) for a, n in m if a.op in ("exp", "logistic", "pow", "sqrt", "exp2", "cosh") or _is_exponential(a)]
-    if exponentials and c > 0 and all(sign(a) > 0 or n % 2 == 0 or len(m) - len(exponentials) == 1 for a, n in m):
+    exponentials = [
+        (a, n) for a, n in m if a.op in ("exp", "logistic", "pow", "sqrt", "exp2", "cosh") or _is_exponential(a)
+    ]
+    # log of a product is the sum of logs where at most one factor's sign is not known: then it is positive with the product
+    unknown = [n for a, n in m if sign(a) <= 0]
+    if exponentials and c > 0 and (not unknown or (len(unknown) == 1 and unknown[0] % 2)):
         total: Expr | None = None
         for a, n in m:
             term = mul(const(n), _log(a, depth))
@@ -148,7 +153,6 @@ def logarithm(e: Expr) -> Expr | None:
             if made is not None and closed.expr.op not in ("add", "sub"):
                 return made
     return logarithm_of(u)
-
 
 
 def power_near_one(e: Expr) -> Expr | None:

@@ -1,8 +1,9 @@
 """Products and sums in normal form: what is equal as a polynomial in the functions that occur becomes equal as data.
 
-A `Product` is a rational coefficient times integer powers of *atoms*: variables, functions, and sums that stand as a factor.
-A `Sum` maps products (without coefficient) to coefficients. e^a e^b is one atom e^(a+b); √u² is u, which holds wherever √u is
-defined; a sum that stands as a factor is made primitive, so that 1 - x and 2x - 2 are multiples of one atom.
+A `Product` is a rational coefficient times integer powers of *atoms*: variables, functions, and sums that stand as a
+factor. A `Sum` maps products (without coefficient) to coefficients. e^a e^b is one atom e^(a+b); √u² is u, which holds
+wherever √u is defined; a sum that stands as a factor is made primitive, so that 1 - x and 2x - 2 are multiples of one
+atom.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _ONE = Fraction(1)
 _MOST_TERMS = 48  # beyond which nothing is multiplied out
 
 
-class TooLong(Exception):
+class TooLong(Exception):  # noqa: N818 (not an error: a search that ends)
     """A sum with more terms than anyone could want."""
 
 
@@ -187,7 +188,8 @@ def _is_plain(m: Monomial) -> bool:
 
 def common(s: Sum) -> Product:
     """The greatest monomial that divides every term (denominators are taken out whole) and the content of the coefficients,
-    with the sign of the first term in order."""
+    with the sign of the first term in order.
+    """
     lowest: dict[Expr, int] = {}
     for i, m in enumerate(s):
         powers = dict(m)

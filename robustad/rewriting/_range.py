@@ -1,9 +1,9 @@
 r"""Expressions whose value is right in a wider format alone: squares and products that overflow or underflow in the middle.
 
-√(x² + y²), x/(x² + y²) or a b/(t + u)² are wrong in float32 for half of its range, though every operation is backward stable.
-A region evaluates float32 in float64, whose range holds the squares and products of any float32, and rounds once. The rule
-fires where evaluation in float32 at the sample points differs from that in float64 by more than rounding, for roots, logarithms
-and quotients of sums and products; polynomials stay as they are.
+√(x² + y²), x/(x² + y²) or a b/(t + u)² are wrong in float32 for half of its range, though every operation is backward
+stable. A region evaluates float32 in float64, whose range holds the squares and products of any float32, and rounds
+once. The rule fires where evaluation in float32 at the sample points differs from that in float64 by more than
+rounding, for roots, logarithms and quotients of sums and products; polynomials stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PART = 0.08  # of the points
 @remembered
 def needs_range(e: Expr) -> bool:
     """Whether float32 in the middle spoils the value at a fair part of the points."""
-    return (_roots_or_quotients(e) or _products_cancel(e)) and narrow_errors(e) > _PART or _products_cancel(e)
+    return ((_roots_or_quotients(e) or _products_cancel(e)) and narrow_errors(e) > _PART) or _products_cancel(e)
 
 
 def _roots_or_quotients(e: Expr) -> bool:
@@ -47,6 +47,8 @@ def _is_product(e: Expr) -> bool:
 def has_quotient(e: Expr) -> bool:
     """Whether a sum that shares a variable with the numerator is divided by."""
     return any(
-        n.op == "div" and n.args[1].op in ("add", "sub", "mul", "integer_pow", "sqrt") and n.args[0].leaves & n.args[1].leaves
+        n.op == "div"
+        and n.args[1].op in ("add", "sub", "mul", "integer_pow", "sqrt")
+        and n.args[0].leaves & n.args[1].leaves
         for n in nodes(e)
     )

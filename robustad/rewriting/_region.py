@@ -145,7 +145,8 @@ def _kernel(wide: bool) -> Callable[..., Array]:
         dtype = _result_dtype(operands)
         working = np.dtype(np.float64) if wide or dtype == np.float64 else np.dtype(np.float32)
         with jax.enable_x64(True):
-            return lax.convert_element_type(evaluate(formula.stable, operands, working), dtype)
+            careful = working == np.float64 == dtype
+            return lax.convert_element_type(evaluate(formula.stable, operands, working, careful), dtype)
 
     return kernel
 

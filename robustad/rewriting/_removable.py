@@ -1,12 +1,13 @@
 r"""Removable cancellations of expressions of one variable: near the point a series, elsewhere the plain form.
 
-Where the leading terms of a sum cancel at x = c, or numerator and denominator of a quotient both vanish there, the plain form
-loses k log₂(1/|x - c|) bits, all of them near c, and is 0/0 at c. Its Laurent series around c does not cancel. The radius is the
-largest at which at most `_MOST` terms leave a truncation error of 2⁻⁵⁶ of the value and the terms themselves do not cancel;
-beyond it the plain form loses only the few bits k log₂(1/radius).
+Where the leading terms of a sum cancel at x = c, or numerator and denominator of a quotient both vanish there, the
+plain form loses k log₂(1/|x - c|) bits, all of them near c, and is 0/0 at c. Its Laurent series around c does not
+cancel. The radius is the largest at which at most `_MOST` terms leave a truncation error of 2⁻⁵⁶ of the value and the
+terms themselves do not cancel; beyond it the plain form loses only the few bits k log₂(1/radius).
 
-Derivatives of any order are series of their own: the derivative of such a node is the derivative of the expression that it
-stands for, stabilised by itself. Source: Hamming, ch. 3.4; the radius as in Higham, Functions of Matrices, 10.3 (choice of degree).
+Derivatives of any order are series of their own: the derivative of such a node is the derivative of the expression that
+it stands for, stabilised by itself. Source: Hamming, ch. 3.4; the radius as in Higham, Functions of Matrices, 10.3
+(choice of degree).
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Series:
 
 
 def centres(e: Expr) -> list[Fraction]:
-    """Where an expression of one variable may have a removable cancellation: 0, ±1 and where a linear part of it is 0 or 1."""
+    """Where an expression of one variable may have a removable cancellation: 0, ±1 and where a linear part of it is 0
+    or 1.
+    """
     found = {Fraction(0): None, Fraction(1): None, Fraction(-1): None}
     for n in nodes(e):
         line = linear(n)
@@ -60,7 +63,9 @@ def _is_float(c: Fraction) -> bool:
 
 
 def cancellations(e: Expr) -> list[Fraction | None]:
-    """The centres (None: infinity) at which the terms of the sum e, or numerator and denominator of the quotient e, cancel."""
+    """The centres (None: infinity) at which the terms of the sum e, or numerator and denominator of the quotient e,
+    cancel.
+    """
     key = "cancellations"
     if key not in e.facts:
         e.facts[key] = _cancellations(e)
@@ -137,7 +142,14 @@ def _series(e: Expr, centre: Fraction, function: Expr | None = None) -> Series |
         count = _count(c, radius**stride)
         if count is not None:
             kept = c[:count]
-            return Series(function or e, centre, Fraction(radius), whole.valuation, stride, tuple(Fraction(float(k)) for k in kept))
+            return Series(
+                function or e,
+                centre,
+                Fraction(radius),
+                whole.valuation,
+                stride,
+                tuple(Fraction(float(k)) for k in kept),
+            )
     return None
 
 
@@ -153,8 +165,9 @@ def _count(c: list[Fraction], step: float) -> int | None:
     sizes = [(_log2(x) - _log2(c[0]) + k * scale) if x else -math.inf for k, x in enumerate(c)]
     if max(sizes) > 1.5:
         return None
-    total = sum(math.copysign(2.0**s, x) for s, x in zip(sizes, c)), sum(
-        math.copysign(2.0**s, x) * (-1) ** k for k, (s, x) in enumerate(zip(sizes, c))
+    total = (
+        sum(math.copysign(2.0**s, x) for s, x in zip(sizes, c)),
+        sum(math.copysign(2.0**s, x) * (-1) ** k for k, (s, x) in enumerate(zip(sizes, c))),
     )
     if min(abs(t) for t in total) < 0.2:
         return None
@@ -174,4 +187,3 @@ def series_derivative(n: Expr, index: int) -> Expr:
     if index not in n.leaves:
         return Expr("const", (), Fraction(0))
     return stable(derivative(n.value.function, index)).expr
-

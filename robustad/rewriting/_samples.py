@@ -1,9 +1,9 @@
 """Expressions at fixed sample points, to see where the terms of a sum cancel at large.
 
-A cancellation that matters for a rule is one that happens in a whole region (x large, h small, u near v, x near 1), and shows at
-many points of every magnitude; a sum that passes 0 somewhere cancels only near there, and no other form would help. float64
-is enough to tell the two apart: terms that agree to many digits do so in any arithmetic. The points are the same in every
-process, and in the cases of a select they are those that come there.
+A cancellation that matters for a rule is one that happens in a whole region (x large, h small, u near v, x near 1), and
+shows at many points of every magnitude; a sum that passes 0 somewhere cancels only near there, and no other form would
+help. float64 is enough to tell the two apart: terms that agree to many digits do so in any arithmetic. The points are
+the same in every process, and in the cases of a select they are those that come there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ _conditions: list[tuple[Expr, bool]] = []
 
 
 def _column(index: int) -> np.ndarray:
-    """The values of one variable: two fifths of any magnitude, a fifth moderate, a fifth near variable 0, a fifth near ±1."""
+    """The values of one variable: two fifths of any magnitude, a fifth moderate, a fifth near variable 0, a fifth near
+    ±1.
+    """
     if index not in _columns:
         rng = np.random.default_rng([index, 20])
         sign = rng.choice([-1.0, 1.0], COUNT)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from robustad.rewriting._expression import Expr, rebuilt, select
+from robustad.rewriting._products import of_product
+from robustad.rewriting._sums import visible
 
 _MOST = 4000  # nodes of a tree beyond which a select stays where it is
 
@@ -15,5 +17,13 @@ def hoisted(e: Expr) -> Expr:
     for i, a in enumerate(args):
         if a.op == "select" and len(a.args) == 3:
             no, yes = (rebuilt(e, (*args[:i], case, *args[i + 1 :])) for case in a.args[1:])
-            return select(a.args[0], hoisted(no), hoisted(yes))
+            return select(a.args[0], _shorter(hoisted(no)), _shorter(hoisted(yes)))
     return rebuilt(e, args)
+
+
+def _shorter(e: Expr) -> Expr:
+    """The product with what is common to numerator and denominator gone, where that is shorter."""
+    if e.op not in ("mul", "div"):
+        return e
+    short = of_product(visible(e))
+    return short if short.size < e.size else e

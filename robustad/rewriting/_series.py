@@ -1,7 +1,8 @@
 """Laurent series of expressions of one variable, with exact rational coefficients.
 
-A cancellation at a point is a fact about leading coefficients, so it is found exactly, not by sampling: with `Fraction`s. Where
-one is found the coefficients to evaluate with come from the same functions with decimals of 220 digits, which is much faster.
+A cancellation at a point is a fact about leading coefficients, so it is found exactly, not by sampling: with
+`Fraction`s. Where one is found the coefficients to evaluate with come from the same functions with decimals of 220
+digits, which is much faster.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ _DIGITS = 220
 _NOISE = Decimal(10) ** -140  # what cancellation leaves of a decimal: less than any coefficient
 
 
-class Unavailable(Exception):
+class Unavailable(Exception):  # noqa: N818 (not an error: a search that ends)
     """No Laurent series with rational coefficients, or none that is known to enough terms."""
 
 
 class Laurent:
-    """t^valuation (c₀ + c₁ t + ...), c₀ ≠ 0, known to as many terms as there are coefficients; no coefficients: 0, or unknown."""
+    """t^valuation (c₀ + c₁ t + ...), c₀ ≠ 0, known to as many terms as there are coefficients.
+
+    Without coefficients it is 0 or not known.
+    """
 
     __slots__ = ("coefficients", "valuation")
 
@@ -68,7 +72,9 @@ def _decimal(x: Fraction) -> Decimal:
     return Decimal(x.numerator) / Decimal(x.denominator)
 
 
-def _one(n: Expr, found: dict[Expr, Laurent | None], centre: Any, length: int, number: Callable[[Fraction], Any]) -> Laurent:
+def _one(
+    n: Expr, found: dict[Expr, Laurent | None], centre: Any, length: int, number: Callable[[Fraction], Any]
+) -> Laurent:
     if n.op == "var":
         return Laurent(0, [centre, number(Fraction(1))] + [_ZERO] * (length - 2))
     p = rational(n)
@@ -168,7 +174,7 @@ def _power(a: Laurent, p: Fraction) -> Laurent:
     out = [first]
     for k in range(1, len(c)):
         total = sum((p.numerator * j - p.denominator * (k - j)) * c[j] * out[k - j] for j in range(1, k + 1) if c[j])
-        out.append(total / (_number(k * p.denominator) * c[0]))
+        out.append(total / _number(k * p.denominator * c[0]))
     return Laurent(int(a.valuation * p), out)
 
 

@@ -382,4 +382,3 @@ def _pair(s: Sum, m: Monomial, n: Monomial, depth: int) -> Iterator[tuple[Sum, f
 def _term(p: Product, made: Expr) -> Sum:
     c, m = times(p, visible(made))
     return {m: c} if c else {}
-
