@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from robustad.rewriting._calculus import Firing, stabilized
 from robustad.rewriting._conversion import expression_of
 from robustad.rewriting._error_free import has_error_free
+from robustad.rewriting._evaluation import evaluate
 from robustad.rewriting._expression import Expr, const, nodes, select, substituted, var
 from robustad.rewriting._graph import Step, Term, scalar, widens
 from robustad.rewriting._report import Rewrite
@@ -60,11 +62,11 @@ class Cones:
         if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves or self._is_protected(term, plain):
             return None
         (stable,), firings = stabilized([plain])
-        if not firings and any(_is_narrow(self._terms[i]) for i in plain.leaves):
-            firings = _rounded_once(plain)
-        if not firings:
-            return None
-        return self._region(term, stable, plain, firings, rw)
+        if firings:
+            return self._region(term, stable, plain, firings, rw)
+        if any(_is_narrow(self._terms[i]) for i in plain.leaves) and (firings := _rounded_once(plain)):
+            return self._region(term, plain, plain, firings, rw)
+        return None
 
     # ---------------------------------------------------------------------------------------------- reading
 
@@ -114,7 +116,20 @@ class Cones:
         ]
         forms = substituted(stable, renamed), substituted(plain, renamed)
         operands = [rw(t) for t in leaves]
-        return _step(term, forms, operands, told)
+        return _in_float32(term, forms[1], operands, told[0]) if stable is plain else _step(term, forms, operands, told)
+
+
+def _in_float32(like: Term, plain: Expr, operands: Sequence[Term], told: Rewrite) -> Term:
+    """An expression of 16-bit operands as it stands, rounded at its end alone."""
+
+    def run(*arrays: Array) -> Array:
+        shaped = [jnp.broadcast_to(x, like.shape) for x in arrays]
+        return evaluate(plain, [_at_least(x, jnp.float32) for x in shaped], np.dtype(np.float32))
+
+    return Step.of(
+        "wide sum", fitted(run, like.aval), operands, like.aval,
+        origin=like.step.origin, rewrite=told, elementwise=True, safe=1.0,
+    )  # fmt: skip
 
 
 def _step(like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: Sequence[Rewrite]) -> Term:

@@ -115,8 +115,13 @@ def variance(term: Term, rw: Rewriter) -> Term | None:
         mean = squared(second)
         if mean is None or not _is_mean_of(mean, x, axes):
             return None
-        told = ("mean(x²) - mean(x)²", "var(x)")
-        return _moment(term, lambda a: st.var(a, axis=axes), [rw(x)], told)
+
+        def centred(a: Any) -> Any:
+            d = a - jnp.mean(a, axes, keepdims=True)
+            return jnp.mean(d * d, axes) - jnp.square(jnp.mean(d, axes))  # the mean is rounded: the corrected two-pass form
+
+        told = ("mean(x²) - mean(x)²", "mean((x - mean(x))²)")
+        return _moment(term, centred, [rw(x)], told)
     if product.name == "mul" and second.name == "mul":
         (a, b), (u, v) = product.operands, second.operands
         for m, n in ((u, v), (v, u)):
@@ -124,7 +129,8 @@ def variance(term: Term, rw: Rewriter) -> Term | None:
 
                 def covariance(p: Any, q: Any) -> Any:
                     p, q = jnp.broadcast_arrays(p, q)
-                    return st.mean((p - st.mean(p, axes, keepdims=True)) * (q - st.mean(q, axes, keepdims=True)), axes)
+                    p, q = p - jnp.mean(p, axes, keepdims=True), q - jnp.mean(q, axes, keepdims=True)
+                    return jnp.mean(p * q, axes) - jnp.mean(p, axes) * jnp.mean(q, axes)
 
                 told = ("mean(x y) - mean(x) mean(y)", "mean((x - mean(x)) (y - mean(y)))")
                 return _moment(term, covariance, [rw(a), rw(b)], told)
