@@ -32,7 +32,9 @@ _Taken: TypeAlias = "Callable[[Term, Rewriter], Parts | None]"
 _PARTS: dict[str, _Taken] = {}
 
 
-def _of(*primitives: str) -> Callable[[_Taken], _Taken]:
+def parts_of(*primitives: str) -> Callable[[_Taken], _Taken]:
+    """Registers how what these primitives make is taken apart."""
+
     def register(f: _Taken) -> _Taken:
         for name in primitives:
             _PARTS[name] = f
@@ -136,22 +138,22 @@ outline = _outline
 # ---------------------------------------------------------------------------------------- exponentials, sigmoids
 
 
-@_of("exp")
+@parts_of("exp")
 def _exp(term: Term, rw: Rewriter) -> Parts:
     return Parts(rw(term.operands[0]), None)
 
 
-@_of("exp2")
+@parts_of("exp2")
 def _exp2(term: Term, rw: Rewriter) -> Parts:
     return Parts(derived(term, "mul", lambda a: a * math.log(2), [rw(term.operands[0])]), None)
 
 
-@_of("logistic")
+@parts_of("logistic")
 def _logistic(term: Term, rw: Rewriter) -> Parts:
     return Parts(derived(term, "log_sigmoid", st.log_sigmoid, [rw(term.operands[0])]), None)
 
 
-@_of("cosh")
+@parts_of("cosh")
 def _cosh(term: Term, rw: Rewriter) -> Parts:
     return Parts(derived(term, "log_cosh", st.log_cosh, [rw(term.operands[0])]), None)
 
@@ -160,7 +162,7 @@ def _log_erfc(x: Array) -> Array:
     return st.log_ndtr(-math.sqrt(2) * x) + math.log(2)
 
 
-@_of("erfc")
+@parts_of("erfc")
 def _erfc(term: Term, rw: Rewriter) -> Parts:
     return Parts(derived(term, "log_erfc", _log_erfc, [rw(term.operands[0])]), None)
 
@@ -196,7 +198,7 @@ def _both(term: Term, rw: Rewriter) -> tuple[Parts, Parts] | None:
     return (a, b) if a and b else None
 
 
-@_of("mul")
+@parts_of("mul")
 def _mul(term: Term, rw: Rewriter) -> Parts | None:
     if (both := _both(term, rw)) is None:
         return None
@@ -204,7 +206,7 @@ def _mul(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "add", jnp.add, [a.log, b.log]), _times(term, a.rest, b.rest))
 
 
-@_of("div")
+@parts_of("div")
 def _div(term: Term, rw: Rewriter) -> Parts | None:
     if (soft := softmax_of(term)) is not None:
         run = lambda x: st.log_softmax(x, soft.axes)  # noqa: E731
@@ -215,7 +217,7 @@ def _div(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "sub", jnp.subtract, [a.log, b.log]), _times(term, a.rest, b.rest, -1.0))
 
 
-@_of("pow")
+@parts_of("pow")
 def _pow(term: Term, rw: Rewriter) -> Parts | None:
     base, exponent = term.operands
     if (got := parts(base, rw)) is None or got.rest is not None:
@@ -223,7 +225,7 @@ def _pow(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "mul", jnp.multiply, [got.log, rw(exponent)]), None)
 
 
-@_of("integer_pow", "square")
+@parts_of("integer_pow", "square")
 def _integer_pow(term: Term, rw: Rewriter) -> Parts | None:
     if (got := parts(term.operands[0], rw)) is None:
         return None
@@ -232,7 +234,7 @@ def _integer_pow(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "mul", lambda a: n * a, [got.log]), rest)
 
 
-@_of("sqrt", "rsqrt", "cbrt")
+@parts_of("sqrt", "rsqrt", "cbrt")
 def _root(term: Term, rw: Rewriter) -> Parts | None:
     got = parts(term.operands[0], rw)
     if got is None or got.rest is not None:
@@ -244,7 +246,7 @@ def _root(term: Term, rw: Rewriter) -> Parts | None:
 # ------------------------------------------------------------------------------------------------------- sums
 
 
-@_of("reduce_sum")
+@parts_of("reduce_sum")
 def _reduce_sum(term: Term, rw: Rewriter) -> Parts | None:
     (operand,), axes = term.operands, reduced_axes(term, "reduce_sum")
     if (got := parts(operand, rw)) is None:
@@ -268,7 +270,7 @@ def _weighted(term: Term, operands: Sequence[Term], run: Callable[..., tuple[Arr
     return Parts(log, sign)
 
 
-@_of("add", "add_any")
+@parts_of("add", "add_any")
 def _add(term: Term, rw: Rewriter) -> Parts | None:
     if (got := _complement(term, rw, 1.0)) is not None:
         return got
@@ -280,7 +282,7 @@ def _add(term: Term, rw: Rewriter) -> Parts | None:
     return _signed_sum(term, a, b, 1.0)
 
 
-@_of("sub")
+@parts_of("sub")
 def _sub(term: Term, rw: Rewriter) -> Parts | None:
     if (got := _complement(term, rw, -1.0)) is not None:
         return got
@@ -342,7 +344,7 @@ def _squared(term: Term) -> Term | None:
 squared = _squared
 
 
-@_of("reduce_prod")
+@parts_of("reduce_prod")
 def _reduce_prod(term: Term, rw: Rewriter) -> Parts | None:
     (operand,), axes = term.operands, tuple(term.params["axes"])
     got = parts(operand, rw)
@@ -357,7 +359,7 @@ def _reduce_prod(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "sum", lambda a: jnp.sum(a, axes), [log], elementwise=False), rest)
 
 
-@_of("cumprod")
+@parts_of("cumprod")
 def _cumprod(term: Term, rw: Rewriter) -> Parts | None:
     if (got := parts(term.operands[0], rw)) is None:
         return None
@@ -393,7 +395,7 @@ def one_minus_product(term: Term, rw: Rewriter) -> Term | None:
 # ------------------------------------------------------------------------------------------- choice and layout
 
 
-@_of("max", "min")
+@parts_of("max", "min")
 def _extremum(term: Term, rw: Rewriter) -> Parts | None:
     if (both := _both(term, rw)) is None or both[0].rest is not None or both[1].rest is not None:
         return None
@@ -401,7 +403,7 @@ def _extremum(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, term.name, run, [both[0].log, both[1].log]), None)
 
 
-@_of("select_n")
+@parts_of("select_n")
 def _select(term: Term, rw: Rewriter) -> Parts | None:
     which, *cases = term.operands
     got = [parts(case, rw) for case in cases]
@@ -425,7 +427,7 @@ def _zero(like: Term) -> Parts:
     return Parts(number(like, -math.inf), None)
 
 
-@_of(
+@parts_of(
     "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev", "slice", "dynamic_slice", "gather",
     "copy", "stop_gradient", "convert_element_type",
 )  # fmt: skip
@@ -455,14 +457,14 @@ def _structural(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(log, moved(got.rest))
 
 
-@_of("abs")
+@parts_of("abs")
 def _abs(term: Term, rw: Rewriter) -> Parts | None:
     if (got := parts(term.operands[0], rw)) is None:
         return None
     return Parts(got.log, got.rest and derived(term, "abs", jnp.abs, [got.rest]))
 
 
-@_of("concatenate")
+@parts_of("concatenate")
 def _concatenate(term: Term, rw: Rewriter) -> Parts | None:
     got = [parts(t, rw) for t in term.operands]
     if not any(got):

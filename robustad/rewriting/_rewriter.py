@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
+from robustad._jaxpr import Body
 from robustad.rewriting._graph import Run, Step, Term, constant
 from robustad.rewriting._report import Rewrite
 
@@ -41,11 +42,18 @@ class Rewriter:
 
     cones: the region that a term becomes, if any.
     fallback: what the outputs of a step become that no rule wants.
+    body: what the body of a loop becomes.
     """
 
-    def __init__(self, cones: "Callable[[Term, Rewriter], Term | None]", fallback: "Callable[[Step, Rewriter], Sequence[Term]]"):
+    def __init__(
+        self,
+        cones: "Callable[[Term, Rewriter], Term | None]",
+        fallback: "Callable[[Step, Rewriter], Sequence[Term]]",
+        body: "Callable[[Body], Callable[..., list[Array]]]",
+    ):
         self._cones = cones
         self._fallback = fallback
+        self.body = body
         self._known: dict[Term, Term] = {}
         self._steps: dict[Step, Sequence[Term]] = {}
         self._by_rule: dict[Term, Term | None] = {}

@@ -12,6 +12,7 @@ from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Equation
 from robustad.rewriting import _log_space as _log_space  # the rules register themselves
 from robustad.rewriting import _moments as _moments
+from robustad.rewriting import _scaled_loops as _scaled_loops
 from robustad.rewriting import _softmax as _softmax
 from robustad.rewriting import _weights as _weights
 from robustad.rewriting._accumulators import Wide, wide_in, wide_input, wide_sum
@@ -53,7 +54,7 @@ class Rewritten:
             taken = input_term(jax.ShapeDtypeStruct((), np.bool_))
             self._inputs.insert(0, taken)
             demanded = frozenset([frozenset([(taken, True)])])
-        rewriter = Rewriter(Cones(graph.terms, outputs), _plainly)
+        rewriter = Rewriter(Cones(graph.terms, outputs), _plainly, Rewritten)
         for term in graph.terms:
             rewriter(term)
         rewritten = [rewriter(t) for t in outputs]
