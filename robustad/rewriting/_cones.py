@@ -1,6 +1,6 @@
 """The elementwise cones of a program: what the calculus of expressions is given, and the regions that it gives back.
 
-A cone is what is computed element by element between operations that are not (reductions, products of matrices, loops). It is
+A cone is what is computed element by element between operations that are not (reductions, matrix products, loops). It is
 read as one scalar expression of its leaves; where a rule of the calculus applies, the cone becomes a region.
 """
 
@@ -17,8 +17,8 @@ from robustad.rewriting._error_free import has_error_free
 from robustad.rewriting._evaluation import evaluate
 from robustad.rewriting._expression import Expr, const, nodes, select, substituted, var
 from robustad.rewriting._graph import Step, Term, scalar, widens
-from robustad.rewriting._report import Rewrite
 from robustad.rewriting._region import region
+from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, fitted, place_of
 from robustad.rewriting._text import text
 
@@ -112,7 +112,8 @@ class Cones:
         leaves = [self._terms[i] for i in used]
         renamed = {var(i): var(k) for k, i in enumerate(used)}
         told = [
-            Rewrite(*place_of(self._places.get(f.expr, term.step)), f.rule, f.before, f.after, f.reason) for f in firings
+            Rewrite(*place_of(self._places.get(f.expr, term.step)), f.rule, f.before, f.after, f.reason)
+            for f in firings
         ]
         forms = substituted(stable, renamed), substituted(plain, renamed)
         operands = [rw(t) for t in leaves]
@@ -199,5 +200,3 @@ def _is_boolean(term: Term) -> bool:
 def _fits(term: Term) -> bool:
     """Whether an operand can stand in an expression: a real number or a truth value."""
     return _is_real(term) or _is_boolean(term)
-
-

@@ -5,7 +5,6 @@ Loops stay loops and `jax.checkpoint` stays one, with its policy: the body alone
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -272,4 +272,3 @@ _MOVES: dict[str, _Move] = {
     "concatenate": _concatenated,
     "slice": _sliced,
 }
-

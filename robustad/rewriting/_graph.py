@@ -55,7 +55,9 @@ class Step:
         return Step.several(name, run, operands, [aval], **told)[0]
 
     @staticmethod
-    def several(name: str, run: Run, operands: "Sequence[Term]", avals: Sequence[Any], **told: Any) -> "tuple[Term, ...]":
+    def several(
+        name: str, run: Run, operands: "Sequence[Term]", avals: Sequence[Any], **told: Any
+    ) -> "tuple[Term, ...]":
         """The outputs of a new step."""
         step = Step(name, tuple(operands), run, **told)
         outputs = tuple(Term(step, i, aval) for i, aval in enumerate(avals))
@@ -64,7 +66,10 @@ class Step:
 
     def on(self, operands: "Sequence[Term]", **changed: Any) -> "tuple[Term, ...]":
         """The outputs of the same computation on other operands."""
-        told = {f: getattr(self, f) for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "untouched", "masked")} | changed
+        told = {
+            f: getattr(self, f)
+            for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "untouched", "masked")
+        } | changed
         run = told.pop("run", self.run)
         return Step.several(self.name, run, operands, [t.aval for t in self.outputs], **told)
 
@@ -163,7 +168,11 @@ class Graph:
 
     def _constant(self, value: Any, aval: Any) -> Term:
         key: Any = ("constant", id(value))
-        if not _jaxpr.is_traced(value) and 0 < aval.size <= _SMALL and not jnp.issubdtype(aval.dtype, jax.dtypes.extended):
+        if (
+            not _jaxpr.is_traced(value)
+            and 0 < aval.size <= _SMALL
+            and not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+        ):
             key = ("constant", aval.shape, aval.dtype, np.asarray(value).tobytes())
         return self._equal.setdefault(key, (constant(value, aval),))[0]
 
@@ -218,7 +227,9 @@ def evaluate(outputs: Sequence[Term], effects: Sequence[Step], inputs: dict[Term
         if step.name not in ("input", "constant"):
             with _jaxpr.at(step.origin):
                 arrays = [read(t) for t in step.operands]
-                if step.rewrite or step.equation is None:  # a function of arrays, which Python's and JAX's numbers are not
+                if (
+                    step.rewrite or step.equation is None
+                ):  # a function of arrays, which Python's and JAX's numbers are not
                     arrays = [as_array(x, t) for x, t in zip(arrays, step.operands)]
                 known[step] = step.run(*arrays)
     return [as_array(read(t), t) for t in outputs]

@@ -24,7 +24,9 @@ _ONE = (
     "integer_pow lgamma log log1p logistic mul one_minus_square polygamma pow rem rsqrt sin sinh sqrt square tan tanh"
 )
 SAFE: dict[str, float] = (
-    dict.fromkeys(_ONE.split(), 1.0) | dict.fromkeys(["acos", "asin", "atanh", "erf_inv"], 0.5) | {"acosh": 2.0, "zeta": 2.0}
+    dict.fromkeys(_ONE.split(), 1.0)
+    | dict.fromkeys(["acos", "asin", "atanh", "erf_inv"], 0.5)
+    | {"acosh": 2.0, "zeta": 2.0}
 )
 """Where a primitive is computed if nothing demands it: a point at which derivatives of all orders are finite."""
 

@@ -17,9 +17,8 @@ def spread(term: Term, through_stop_gradient: bool = False) -> Spread:
     """What a term repeats, seen through broadcasts, axes of size 1, copies and widening conversions."""
     dims = tuple(range(len(term.shape)))
     while True:
-        if term.name == "copy" or (term.name == "convert_element_type" and widens(term)):
-            (term,) = term.operands
-        elif term.name == "stop_gradient" and through_stop_gradient:
+        widened = term.name == "convert_element_type" and widens(term)
+        if term.name == "copy" or widened or (term.name == "stop_gradient" and through_stop_gradient):
             (term,) = term.operands
         elif term.name == "broadcast_in_dim" and len(term.operands) == 1:
             (before,) = term.operands

@@ -50,7 +50,8 @@ def parts(term: Term, rw: Rewriter) -> Parts | None:
     got = take(seen, rw) if take else None
     if got is None or seen is term:
         return got
-    return Parts(*(x and derived(term, "convert", lambda a: a, [x]) for x in got))
+    log = derived(term, "convert", lambda a: a, [got.log])
+    return Parts(log, got.rest and derived(term, "convert", lambda a: a, [got.rest]))
 
 
 @rule("log", "log1p")
@@ -264,7 +265,9 @@ def _filled(part: Term, like: Term) -> Term:
     return part if part.shape == like.shape else derived(like, "broadcast", lambda a: a, [part])
 
 
-def _weighted(term: Term, operands: Sequence[Term], run: Callable[..., tuple[Array, Array]], elementwise: bool) -> Parts:
+def _weighted(
+    term: Term, operands: Sequence[Term], run: Callable[..., tuple[Array, Array]], elementwise: bool
+) -> Parts:
     log = derived(term, "logsumexp", lambda *x: run(*x)[0], operands, elementwise)
     sign = derived(term, "sign", lambda *x: lax.stop_gradient(run(*x)[1]), operands, elementwise)
     return Parts(log, sign)
@@ -375,7 +378,14 @@ def one_minus_product(term: Term, rw: Rewriter) -> Term | None:
     r"""\(1 - \prod_i p_i\) near 0, of factors whose logarithms are known: \(-\mathrm{expm1}(\sum_i \log p_i)\)."""
     for one, other, sign in ((*term.operands, -1.0), (*term.operands[::-1], 1.0)):
         inner = unwrapped(other)
-        if scalar(one) != 1 or inner.name not in ("cumprod", "reduce_prod", "broadcast_in_dim", "slice", "gather", "squeeze"):
+        if scalar(one) != 1 or inner.name not in (
+            "cumprod",
+            "reduce_prod",
+            "broadcast_in_dim",
+            "slice",
+            "gather",
+            "squeeze",
+        ):
             continue
         if inner.name == "reduce_prod" and parts(inner.operands[0], rw) is None:
             continue
@@ -481,5 +491,3 @@ def _concatenate(term: Term, rw: Rewriter) -> Parts | None:
         return Parts(log, None)
     one = number(term, 1.0)
     return Parts(log, derived(term, "concatenate", run, [p.rest or one for p in taken], elementwise=False))
-
-

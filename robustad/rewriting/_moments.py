@@ -118,7 +118,9 @@ def variance(term: Term, rw: Rewriter) -> Term | None:
 
         def centred(a: Any) -> Any:
             d = a - jnp.mean(a, axes, keepdims=True)
-            return jnp.mean(d * d, axes) - jnp.square(jnp.mean(d, axes))  # the mean is rounded: the corrected two-pass form
+            return jnp.mean(d * d, axes) - jnp.square(
+                jnp.mean(d, axes)
+            )  # the mean is rounded: the corrected two-pass form
 
         told = ("mean(x²) - mean(x)²", "mean((x - mean(x))²)")
         return _moment(term, centred, [rw(x)], told)

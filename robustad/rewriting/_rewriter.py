@@ -97,7 +97,12 @@ def replaced(
 ) -> Term:
     """A term in the place of another one, told as a `Rewrite` at the statement that made that."""
     told = Rewrite(*place_of(term.step), name, before, after, reason)
-    kind = {"origin": term.step.origin, "rewrite": told, "elementwise": elementwise, "safe": 1.0 if elementwise else None}
+    kind = {
+        "origin": term.step.origin,
+        "rewrite": told,
+        "elementwise": elementwise,
+        "safe": 1.0 if elementwise else None,
+    }
     return Step.of(name, fitted(run, term.aval), operands, term.aval, **kind)
 
 

@@ -1,9 +1,9 @@
 """Products that a loop carries: kept in range by powers of two, for a logarithm that is taken of them.
 
-The forward algorithm of a hidden Markov model carries a vector of probabilities that each step multiplies; after some hundred
-steps all of it has underflowed, though its logarithm is of moderate size. Where a step is linear in what it carries, the scale
-of the carry may be anything: after each step it is taken out as a power of two, exactly, and counted (Rabiner, Proc. IEEE 77,
-1989). The counted scale is constant in derivatives: what it adds to the logarithm, the scaled carry lacks.
+The forward algorithm of a hidden Markov model carries a vector of probabilities that each step multiplies; after some
+hundred steps all of it has underflowed, though its logarithm is of moderate size. Where a step is linear in what it carries,
+the scale of the carry may be anything: after each step it is taken out as a power of two, exactly, and counted (Rabiner,
+Proc. IEEE 77, 1989). The counted scale is constant in derivatives: what it adds to the logarithm, the scaled carry lacks.
 """
 
 import math
@@ -32,7 +32,7 @@ def carried_product(term: Term, rw: Rewriter) -> Parts | None:
     step, k = term.step, term.index
     eqn = step.equation
     inner = _jaxpr.control(eqn) if eqn is not None else None
-    if not isinstance(inner, Scan) or k >= inner.carry or _jaxpr.has_effects(eqn) or not term.floating:
+    if not isinstance(inner, Scan) or eqn is None or k >= inner.carry or _jaxpr.has_effects(eqn) or not term.floating:
         return None
     outputs = degrees(inner.body, [int(i == inner.consts + k) for i in range(len(inner.body.inputs))])
     others = [d for i, d in enumerate(outputs) if i != k]
@@ -101,5 +101,3 @@ def _degrees_of(eqn: Any, operands: Sequence[int | None]) -> Sequence[int | None
     if name == "select_n":
         return [1 if operands[0] == 0 and all(d == 1 for d in operands[1:]) else None]
     return [None] * n
-
-

@@ -51,10 +51,11 @@ def softmax_of(term: Term) -> Normalized | None:
 def log_softmax_of(term: Term) -> Normalized | None:
     """What u - log Σ exp(u), or a call of `jax.nn.log_softmax`, is the log-softmax of."""
     if term.name == "jit" and term.params.get("name") == "log_softmax":
-        whole = composite(term.step.equation) if term.step.equation is not None else None
-        if whole is not None and whole.name == "log_softmax" and len(term.operands) == 1:
-            return Normalized(term.operands[0], first_axes(term.step.equation))
-        return None
+        eqn = term.step.equation
+        whole = composite(eqn) if eqn is not None else None
+        if eqn is None or whole is None or whole.name != "log_softmax" or len(term.operands) != 1:
+            return None
+        return Normalized(term.operands[0], first_axes(eqn))
     if term.name != "sub":
         return None
     u, normalizer = (unwrapped(t) for t in term.operands)

@@ -85,9 +85,12 @@ def _left_alone(step: Step) -> tuple[Untouched, ...]:
     eqn = step.equation
     if eqn is None or step.rewrite is not None:
         return ()
-    if step.name.startswith("custom_") and "call" in step.name:
-        return (Untouched(*place_of(step), step.name, "a custom derivative is the user's word"),)
-    if _jaxpr.has_effects(eqn) and _jaxpr.control(eqn) is None or step.name == "pure_callback":
+    if step.name in ("custom_jvp_call", "custom_vjp_call"):
+        told = _jaxpr.origin(eqn)
+        users = told is None or _jaxpr.is_users(told[1])
+        name = told[0] if told else step.name
+        return (Untouched(*place_of(step), name, "its derivative is the user's own"),) if users else ()
+    if step.name == "pure_callback" or (_jaxpr.has_effects(eqn) and _jaxpr.control(eqn) is None):
         return (Untouched(*place_of(step), step.name, "it runs outside of the program, or has effects"),)
     return ()
 
@@ -121,7 +124,13 @@ def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
             told = (*told, _wide_constants(step))
         if told:
             return step.on(operands, run=with_bodies(eqn, inner, bodies, wide), inside=told, untouched=untouched)
-        return step.on(operands, untouched=untouched) if untouched else step.outputs if operands == step.operands else step.on(operands)
+        return (
+            step.on(operands, untouched=untouched)
+            if untouched
+            else step.outputs
+            if operands == step.operands
+            else step.on(operands)
+        )
     changed = _twin(step)
     return step.outputs if operands == step.operands and not changed else step.on(operands, **changed)
 

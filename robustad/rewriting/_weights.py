@@ -66,7 +66,9 @@ def weighted_logarithm(term: Term, rw: Rewriter) -> Term | None:
         def run(which: Array, no: Array, yes: Array) -> list[Array]:
             return [lax.select(which, yes, lax.full_like(yes, 0))]
 
-        return Step.of("select_n", run, [has_weight, zero, product], term.aval, origin=origin, rewrite=told, elementwise=True)
+        return Step.of(
+            "select_n", run, [has_weight, zero, product], term.aval, origin=origin, rewrite=told, elementwise=True
+        )
     return None
 
 
