@@ -24,6 +24,7 @@ from robustad.rewriting._graph import Graph, Step, Term, evaluate, in_order, inp
 from robustad.rewriting._guard import guarded
 from robustad.rewriting._report import Rewrite, Rewrites, Untouched
 from robustad.rewriting._rewriter import Rewriter, place_of
+from robustad.rewriting._traced import Traced
 from robustad.rewriting._twins import twin
 
 _OPENED = ("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr")
@@ -209,30 +210,14 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
             "`stabilize(f)(x)`."
         )
 
-    def rewritten(args: Any, kwargs: Any) -> tuple[Rewritten, list[Any], Any]:
-        leaves, structure = jax.tree.flatten((args, kwargs))
-        dynamic = [isinstance(x, jax.Array | np.ndarray | np.generic | float | complex) for x in leaves]
-        fixed = [None if d else x for x, d in zip(leaves, dynamic)]
-
-        @functools.wraps(f)
-        def called(*arrays: Any) -> Any:
-            given = iter(arrays)
-            args, kwargs = structure.unflatten(next(given) if d else x for x, d in zip(fixed, dynamic))
-            return f(*args, **kwargs)
-
-        arrays = [x for x, d in zip(leaves, dynamic) if d]
-        program, shapes = _jaxpr.trace(called, *arrays)
-        return Rewritten(program), arrays, jax.tree.structure(shapes)
-
     @functools.wraps(f)
     def stabilized(*args: Any, **kwargs: Any) -> Any:
-        program, arrays, structure = rewritten(args, kwargs)
-        if not program.rewrites:
-            return f(*args, **kwargs)
-        return jax.tree.unflatten(structure, program(*arrays))
+        call = Traced(f, args, kwargs)
+        program = Rewritten(call.program)
+        return call.outputs(program(*call.arrays)) if program.rewrites else f(*args, **kwargs)
 
     def rewrites(*args: Any, **kwargs: Any) -> Rewrites:
-        program, _, _ = rewritten(args, kwargs)
+        program = Rewritten(Traced(f, args, kwargs).program)
         return Rewrites.of(program.rewrites, program.untouched)
 
     stabilized.rewrites = rewrites  # type: ignore[attr-defined]
