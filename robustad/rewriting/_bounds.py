@@ -124,14 +124,6 @@ def assumed(within: Mapping[int, Interval]) -> Mapping[int, Interval]:
     return result
 
 
-def nonnegative(e: Expr, within: Mapping[int, Interval] | None = None) -> bool:
-    return bounds(e, within)[0] >= 0
-
-
-def nonpositive(e: Expr, within: Mapping[int, Interval] | None = None) -> bool:
-    return bounds(e, within)[1] <= 0
-
-
 def _one(n: Expr, of: list[Interval], within: Mapping[int, Interval]) -> Interval:
     match n.op:
         case "var":

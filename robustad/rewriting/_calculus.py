@@ -13,7 +13,7 @@ from robustad.rewriting._exponents import meant
 from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
 from robustad.rewriting._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting._products import collected
-from robustad.rewriting._range import has_quotient, needs_range
+from robustad.rewriting._range import has_quotient, height, needs_range, root_of_square
 from robustad.rewriting._removable import cancellations, removed
 from robustad.rewriting._samples import conditions, undefined, where
 from robustad.rewriting._selects import hoisted
@@ -97,9 +97,9 @@ def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:
     if candidates[0].expr is candidates[1].expr:
         return _angles(candidates[0].expr)
 
-    def cost(k: int) -> tuple[float, int]:
+    def cost(k: int) -> tuple[float, float, int]:
         lost = 50 * undefined(candidates[k].expr, candidates[1 - k].expr)
-        return round(candidates[k].hazards + lost, 1), candidates[k].expr.size
+        return round(candidates[k].hazards + lost, 1), height(candidates[k].expr), candidates[k].expr.size
 
     return _angles(candidates[min((0, 1), key=cost)].expr)
 
@@ -161,6 +161,8 @@ class _Pass:
                 better = power_near_one(e)
                 if better is not None:
                     return self.fired("power near 1", e, self.made(e, better, depth, ("log", "log1p", "pow")), _POWER)
+            case "sqrt" if (better := root_of_square(e)) is not None:
+                return self.fired("root of a square", e, self.made(e, better, depth, ()), _ROOT)
             case "acos":
                 better = arc_cosine(e)
                 if better is not None:
@@ -217,6 +219,7 @@ class _Pass:
 _CANCELLATION = "the terms cancel where they are close to each other, and what is left is their rounding errors"
 _SERIES = "the terms cancel near a point at which the expression has a limit, and 0/0 is not a number there"
 _LOGARITHM = "the operand is rounded where it is near 1, and overflows or underflows where its logarithm does not"
+_ROOT = "the square overflows or underflows, and the slope at 0 is 0/0"
 _POWER = "the base is rounded where it is near 1, and the power multiplies that error by the exponent"
 _WIDER = "products or squares overflow, underflow or round in the middle where the result does not"
 _SLOPE = "in the derivative of the plain form the terms cancel"

@@ -25,8 +25,8 @@ _FUNCTIONS |= {"and": lax.bitwise_and, "or": lax.bitwise_or, "not": lax.bitwise_
 def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any, careful: bool = False) -> Array:
     """The expression on arrays of one shape; floating ones are taken in `dtype`, which is float32 or float64.
 
-    careful: where `dtype` has no more range than the operands had. Factors of quotients then are multiplied and divided by in
-    turn, and roots of quadratic forms are scaled, so that squares and products neither overflow nor underflow in the middle.
+    careful: where `dtype` has no more range than the operands had. Factors of quotients then are multiplied and divided
+    by in turn, and roots of quadratic forms are scaled: squares and products seldom overflow or underflow in the middle.
     """
     values: dict[Expr, Any] = {}
 
@@ -65,6 +65,7 @@ def _factors(e: Expr) -> list[Expr]:
 
 
 def _in_turn(n: Expr, values: dict[Expr, Any]) -> Array:
+    """Sums that grow in the numerator meet the denominator's factors one by one."""
     above, below = (_factors(a) for a in n.args)
     total, above = values[above[0]], above[1:]
     while above or below:

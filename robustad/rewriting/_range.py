@@ -8,8 +8,10 @@ rounding, for roots, logarithms and quotients of sums and products; polynomials 
 
 from __future__ import annotations
 
-from robustad.rewriting._expression import Expr, nodes, rational, remembered
+from robustad.rewriting._expression import Expr, call, nodes, rational, remembered
+from robustad.rewriting._products import of_product, product
 from robustad.rewriting._samples import narrow_errors
+from robustad.rewriting._series import rational_root
 
 _PART = 0.08  # of the points
 
@@ -43,6 +45,15 @@ def _is_product(e: Expr) -> bool:
     return e.op == "mul" and all(a.op == "var" for a in e.args)
 
 
+def root_of_square(e: Expr) -> Expr | None:
+    """√(u²) as |u|."""
+    c, m = product(e.args[0])
+    root = rational_root(c, 2) if c > 0 else None
+    if root is None or not m or any(n % 2 for _, n in m):
+        return None
+    return call("abs", of_product((root, tuple((a, n // 2) for a, n in m))))
+
+
 @remembered
 def has_quotient(e: Expr) -> bool:
     """Whether a sum that shares a variable with the numerator is divided by."""
@@ -52,3 +63,31 @@ def has_quotient(e: Expr) -> bool:
         and n.args[0].leaves & n.args[1].leaves
         for n in nodes(e)
     )
+
+
+@remembered
+def height(e: Expr) -> float:
+    """The largest degree, as of a power of the variables, that the expression has in the middle: what overflows first."""
+    degrees: dict[Expr, float] = {}
+    for n in nodes(e):
+        of = [degrees[a] for a in n.args]
+        match n.op:
+            case "var":
+                degrees[n] = 1.0
+            case "mul":
+                degrees[n] = of[0] + of[1]
+            case "div":
+                degrees[n] = of[0] - of[1]
+            case "add" | "sub" | "max" | "min":
+                degrees[n] = max(of)
+            case "neg" | "abs":
+                degrees[n] = of[0]
+            case "select":
+                degrees[n] = max(of[1:])
+            case "integer_pow":
+                degrees[n] = of[0] * n.value
+            case "sqrt" | "rsqrt":
+                degrees[n] = of[0] / (2 if n.op == "sqrt" else -2)
+            case _:
+                degrees[n] = 0.0
+    return max(abs(d) for d in degrees.values())

@@ -23,7 +23,7 @@ def hoisted(e: Expr) -> Expr:
 
 def _shorter(e: Expr) -> Expr:
     """The product with what is common to numerator and denominator gone, where that is shorter."""
-    if e.op not in ("mul", "div"):
+    if e.op not in ("mul", "div", "neg"):
         return e
     short = of_product(visible(e))
     return short if short.size < e.size else e

@@ -1,5 +1,5 @@
-"""Differences, quotients, logarithms and exponentials that cancel or overflow: values and slopes within 2 ulp where the plain
-form is far off.
+"""Differences, quotients, logarithms and exponentials that cancel or overflow: values and slopes within 2 ulp where the
+plain form is far off.
 """
 
 import jax
@@ -54,6 +54,7 @@ CASES = {
     "acos": (lambda x: jnp.arccos(1 - x), [(1e-9,)]),
     "norm": (lambda x, y: jnp.sqrt(x * x + y * y), [(1e-30, 2e-30), (3e30, 1e30)]),
     "difference of products": (lambda a, b, c, d: a * b - c * d, [(2396747.0, 7.0, 7.0, 2396747.5)]),
+    "root of a square": (lambda a, x: jnp.sqrt((a * x) * (a * x)), [(1e-15, 1e-10), (1e15, -1e10)]),
     "range": (lambda a, b, t: a * b / ((t + a) * (t + a)), [(1e25, 3.0, 2e25)]),
     "slope of a ratio": (lambda x: (x - 1) / (x + 1), [(1e10,)]),
 }
