@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from robustad.rewriting._calculus import Firing, stabilized
-from robustad.rewriting._conversion import expression_of
-from robustad.rewriting._error_free import has_error_free
-from robustad.rewriting._evaluation import evaluate
-from robustad.rewriting._expression import Expr, const, nodes, select, substituted, var
 from robustad.rewriting._graph import Step, Term, scalar, widens
-from robustad.rewriting._region import region
 from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, fitted, place_of
-from robustad.rewriting._text import text
+from robustad.rewriting.expressions._calculus import Firing, stabilized
+from robustad.rewriting.expressions._conversion import expression_of
+from robustad.rewriting.expressions._error_free import has_error_free
+from robustad.rewriting.expressions._evaluation import evaluate
+from robustad.rewriting.expressions._expression import Expr, const, nodes, select, substituted, var
+from robustad.rewriting.expressions._region import region
+from robustad.rewriting.expressions._text import text
 
 _DEEPEST = 32  # levels of one cone; a longer chain is cut
 _LARGEST = 600  # nodes of its tree
@@ -65,7 +65,7 @@ class Cones:
         if firings:
             return self._region(term, stable, plain, firings, rw)
         if any(_is_narrow(self._terms[i]) for i in plain.leaves) and (firings := _rounded_once(plain)):
-            return self._region(term, plain, plain, firings, rw)
+            return self._rounded_once(term, plain, firings[0], rw)
         return None
 
     # ---------------------------------------------------------------------------------------------- reading
@@ -108,16 +108,22 @@ class Cones:
     # --------------------------------------------------------------------------------------------- building
 
     def _region(self, term: Term, stable: Expr, plain: Expr, firings: Sequence[Firing], rw: Rewriter) -> Term:
-        used = sorted(stable.leaves | plain.leaves)
-        leaves = [self._terms[i] for i in used]
+        (stable, plain), operands = self._on_leaves([stable, plain], rw)
+        return _step(term, (stable, plain), operands, [self._told(f, term) for f in firings])
+
+    def _rounded_once(self, term: Term, plain: Expr, firing: Firing, rw: Rewriter) -> Term:
+        (plain,), operands = self._on_leaves([plain], rw)
+        return _in_float32(term, plain, operands, self._told(firing, term))
+
+    def _on_leaves(self, forms: Sequence[Expr], rw: Rewriter) -> tuple[list[Expr], list[Term]]:
+        """The expressions with their variables numbered from 0, and what these stand for."""
+        used = sorted(frozenset().union(*(e.leaves for e in forms)))
         renamed = {var(i): var(k) for k, i in enumerate(used)}
-        told = [
-            Rewrite(*place_of(self._places.get(f.expr, term.step)), f.rule, f.before, f.after, f.reason)
-            for f in firings
-        ]
-        forms = substituted(stable, renamed), substituted(plain, renamed)
-        operands = [rw(t) for t in leaves]
-        return _in_float32(term, forms[1], operands, told[0]) if stable is plain else _step(term, forms, operands, told)
+        return [substituted(e, renamed) for e in forms], [rw(self._terms[i]) for i in used]
+
+    def _told(self, firing: Firing, term: Term) -> Rewrite:
+        place = place_of(self._places.get(firing.expr, term.step))
+        return Rewrite(*place, firing.rule, firing.before, firing.after, firing.reason)
 
 
 def _in_float32(like: Term, plain: Expr, operands: Sequence[Term], told: Rewrite) -> Term:

@@ -32,7 +32,9 @@ class Traced:
             after = jax.tree.leaves(inner)
             held = dict(zip(self._dynamic, arrays))
             self._changed = [
-                i for i in self._dynamic if len(after) == len(leaves) and after[i] is not held[i] and _is_array(after[i])
+                i
+                for i in self._dynamic
+                if len(after) == len(leaves) and after[i] is not held[i] and _is_array(after[i])
             ]
             return out, [after[i] for i in self._changed]
 

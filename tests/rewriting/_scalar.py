@@ -10,10 +10,10 @@ import mpmath as mp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.rewriting._calculus import Firing, stabilized
-from robustad.rewriting._conversion import expressions
-from robustad.rewriting._expression import Expr, nodes, rational
-from robustad.rewriting._region import region
+from robustad.rewriting.expressions._calculus import Firing, stabilized
+from robustad.rewriting.expressions._conversion import expressions
+from robustad.rewriting.expressions._expression import Expr, nodes, rational
+from robustad.rewriting.expressions._region import region
 
 
 def expression(f: Callable[..., Any], arity: int, dtype: Any = np.float32) -> Expr:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustad.rewriting._derivative import derivative
+from robustad.rewriting.expressions._derivative import derivative
 from tests.rewriting._scalar import exact, expression, firings, stable, ulps
 
 cbrt = jnp.cbrt

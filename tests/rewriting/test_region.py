@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from robustad.rewriting._expression import Expr, call, const, select, var
-from robustad.rewriting._region import region
+from robustad.rewriting.expressions._expression import Expr, call, const, select, var
+from robustad.rewriting.expressions._region import region
 from tests.rewriting._scalar import expression, stable
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robustad.rewriting._derivative import derivative
-from robustad.rewriting._expression import ONE, add, call, div, power, sub, var
-from robustad.rewriting._removable import cancellations
-from robustad.rewriting._series import expansion
+from robustad.rewriting.expressions._derivative import derivative
+from robustad.rewriting.expressions._expression import ONE, add, call, div, power, sub, var
+from robustad.rewriting.expressions._removable import cancellations
+from robustad.rewriting.expressions._series import expansion
 from tests.rewriting._scalar import exact, expression, firings, stable, ulps
 
 x = var(0)

@@ -62,7 +62,7 @@ class Expr:
         return self
 
     def __repr__(self) -> str:
-        from robustad.rewriting._text import text
+        from robustad.rewriting.expressions._text import text
 
         return text(self)
 

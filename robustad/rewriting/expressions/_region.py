@@ -23,11 +23,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from robustad import _jaxpr
-from robustad.rewriting._derivative import derivative
-from robustad.rewriting._evaluation import evaluate
-from robustad.rewriting._exponents import meant
-from robustad.rewriting._expression import ZERO, Expr
-from robustad.rewriting._text import text
+from robustad.rewriting.expressions._derivative import derivative
+from robustad.rewriting.expressions._evaluation import evaluate
+from robustad.rewriting.expressions._exponents import meant
+from robustad.rewriting.expressions._expression import ZERO, Expr
+from robustad.rewriting.expressions._text import text
 
 
 class Formula:
@@ -40,7 +40,7 @@ class Formula:
     def partial(self, index: int) -> Formula | None:
         """∂/∂x_index; None where it is 0 everywhere."""
         if index not in self._partials:
-            from robustad.rewriting._calculus import stabilized_derivative
+            from robustad.rewriting.expressions._calculus import stabilized_derivative
 
             plain = derivative(self.plain, index)
             stable = stabilized_derivative(self.stable, plain, index)

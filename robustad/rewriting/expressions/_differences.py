@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from robustad.rewriting._derivative import LN2
-from robustad.rewriting._expression import (
+from robustad.rewriting.expressions._derivative import LN2
+from robustad.rewriting.expressions._expression import (
     HALF,
     ONE,
     TWO,
@@ -33,8 +33,8 @@ from robustad.rewriting._expression import (
     select,
     sub,
 )
-from robustad.rewriting._products import Sum, accumulate, built, collected, of_product
-from robustad.rewriting._signs import sign
+from robustad.rewriting.expressions._products import Sum, accumulate, built, collected, of_product
+from robustad.rewriting.expressions._signs import sign
 
 # F(u) - F(v) of (u, v, h)
 _DIFFERENCE: dict[str, Callable[[Expr, Expr, Expr], Expr]] = {}

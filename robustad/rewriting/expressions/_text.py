@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 
-from robustad.rewriting._expression import Expr, nodes
+from robustad.rewriting.expressions._expression import Expr, nodes
 
 _INFIX = {"add": (" + ", 1), "sub": (" - ", 1), "mul": ("*", 2), "div": ("/", 2)}
 _COMPARED = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "and": "and", "or": "or"}

@@ -7,7 +7,7 @@ x) - 1.
 
 from __future__ import annotations
 
-from robustad.rewriting._expression import Expr, nodes, rational, remembered
+from robustad.rewriting.expressions._expression import Expr, nodes, rational, remembered
 
 
 @remembered

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robustad.rewriting._bounds import bounds
-from robustad.rewriting._expression import ZERO, Expr, rational
-from robustad.rewriting._products import product
-from robustad.rewriting._samples import conditions
+from robustad.rewriting.expressions._bounds import bounds
+from robustad.rewriting.expressions._expression import ZERO, Expr, rational
+from robustad.rewriting.expressions._products import product
+from robustad.rewriting.expressions._samples import conditions
 
 
 def sign(e: Expr) -> int:

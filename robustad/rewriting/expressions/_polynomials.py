@@ -8,7 +8,7 @@ from math import lcm
 
 import numpy as np
 
-from robustad.rewriting._expression import Expr, add, const, mul, power
+from robustad.rewriting.expressions._expression import Expr, add, const, mul, power
 
 Polynomial = list[Fraction]
 _LARGEST = 10**6  # the constants whose divisors are tried as roots

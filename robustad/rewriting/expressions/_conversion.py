@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.rewriting._expression import Expr, const, rational, var
+from robustad.rewriting.expressions._expression import Expr, const, rational, var
 
 _SAME_NAME = frozenset(
     """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh

@@ -12,7 +12,20 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import gcd, lcm
 
-from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, const, div, mul, neg, power, rational, sub
+from robustad.rewriting.expressions._expression import (
+    ONE,
+    ZERO,
+    Expr,
+    add,
+    call,
+    const,
+    div,
+    mul,
+    neg,
+    power,
+    rational,
+    sub,
+)
 
 Monomial = tuple[tuple[Expr, int], ...]  # atoms and their exponents, ordered by the atoms' digests
 Product = tuple[Fraction, Monomial]

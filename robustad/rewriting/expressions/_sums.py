@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from robustad.rewriting._bounds import bounds
-from robustad.rewriting._differences import from_constant, function_difference
-from robustad.rewriting._expression import ONE, ZERO, Expr, add, div, mul, power, select, sub
-from robustad.rewriting._polynomials import over_rationals, rational_roots, without_real_roots
-from robustad.rewriting._products import (
+from robustad.rewriting.expressions._bounds import bounds
+from robustad.rewriting.expressions._differences import from_constant, function_difference
+from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, div, mul, power, select, sub
+from robustad.rewriting.expressions._polynomials import over_rationals, rational_roots, without_real_roots
+from robustad.rewriting.expressions._products import (
     Monomial,
     Product,
     Sum,
@@ -31,7 +31,7 @@ from robustad.rewriting._products import (
     product,
     times,
 )
-from robustad.rewriting._samples import conditions, loss
+from robustad.rewriting.expressions._samples import conditions, loss
 
 _ONE = Fraction(1)
 _DEPTH = 4
@@ -178,7 +178,7 @@ def _generator(s: Sum) -> tuple[Expr, dict[int, Fraction]] | None:
         (g,) = atoms
         return g, {(m[0][1] if m else 0): c for m, c in s.items()}
     if atoms and all(a.op == "exp" for a in atoms) and all(len(m) <= 1 for m in s):
-        from robustad.rewriting._exponentials import common_exponent
+        from robustad.rewriting.expressions._exponentials import common_exponent
 
         step = common_exponent([a.args[0] for a in atoms])
         if step is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from jax import Array, lax
 
-from robustad.rewriting._expression import Expr, nodes
-from robustad.rewriting._products import Monomial, Sum, collected
+from robustad.rewriting.expressions._expression import Expr, nodes
+from robustad.rewriting.expressions._products import Monomial, Sum, collected
 
 # lax alone: functions of jax.numpy convert their operands by rules that depend on the x64 mode around them.
 _FUNCTIONS: dict[str, Callable[..., Array]] = {

@@ -14,8 +14,8 @@ from fractions import Fraction
 from math import isqrt
 from typing import Any
 
-from robustad.rewriting._derivative import LN2, TWO_OVER_ROOT_PI
-from robustad.rewriting._expression import Expr, nodes, rational
+from robustad.rewriting.expressions._derivative import LN2, TWO_OVER_ROOT_PI
+from robustad.rewriting.expressions._expression import Expr, nodes, rational
 
 Coefficients = list[Any]  # Fractions, or Decimals
 _ZERO = 0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from robustad.rewriting._expression import Expr, rebuilt, select
-from robustad.rewriting._products import of_product
-from robustad.rewriting._sums import visible
+from robustad.rewriting.expressions._expression import Expr, rebuilt, select
+from robustad.rewriting.expressions._products import of_product
+from robustad.rewriting.expressions._sums import visible
 
 _MOST = 4000  # nodes of a tree beyond which a select stays where it is
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from robustad.rewriting._expression import Expr, const, nodes, rational, rebuilt
+from robustad.rewriting.expressions._expression import Expr, const, nodes, rational, rebuilt
 
 _LARGEST = 12
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
-from robustad.rewriting._expression import Expr, select
-from robustad.rewriting._polynomials import rational_roots
-from robustad.rewriting._products import (
+from robustad.rewriting.expressions._expression import Expr, select
+from robustad.rewriting.expressions._polynomials import rational_roots
+from robustad.rewriting.expressions._products import (
     Monomial,
     Product,
     Sum,
@@ -29,8 +29,8 @@ from robustad.rewriting._products import (
     raised,
     times,
 )
-from robustad.rewriting._samples import where
-from robustad.rewriting._signs import negative, sign
+from robustad.rewriting.expressions._samples import where
+from robustad.rewriting.expressions._signs import negative, sign
 
 _ONE = Fraction(1)
 

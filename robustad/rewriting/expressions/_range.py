@@ -8,10 +8,10 @@ rounding, for roots, logarithms and quotients of sums and products; polynomials 
 
 from __future__ import annotations
 
-from robustad.rewriting._expression import Expr, call, nodes, rational, remembered
-from robustad.rewriting._products import of_product, product
-from robustad.rewriting._samples import narrow_errors
-from robustad.rewriting._series import rational_root
+from robustad.rewriting.expressions._expression import Expr, call, nodes, rational, remembered
+from robustad.rewriting.expressions._products import of_product, product
+from robustad.rewriting.expressions._samples import narrow_errors
+from robustad.rewriting.expressions._series import rational_root
 
 _PART = 0.08  # of the points
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from robustad.rewriting._expression import (
+from robustad.rewriting.expressions._expression import (
     HALF,
     ONE,
     TWO,
@@ -72,7 +72,7 @@ def _one(n: Expr, index: int, key: str) -> Expr:
             a, b = n.args
             return add(mul(div(a, n), d[0]), mul(div(b, n), d[1]))
         case "series":
-            from robustad.rewriting._removable import series_derivative
+            from robustad.rewriting.expressions._removable import series_derivative
 
             return series_derivative(n, index)
         case _:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from robustad.rewriting._expression import Expr, nodes, rational, remembered
-from robustad.rewriting._samples import conditions
+from robustad.rewriting.expressions._expression import Expr, nodes, rational, remembered
+from robustad.rewriting.expressions._samples import conditions
 
 Interval = tuple[float, float]
 _ALL: Interval = (-math.inf, math.inf)

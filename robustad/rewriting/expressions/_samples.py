@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from robustad.rewriting._expression import Expr, nodes
+from robustad.rewriting.expressions._expression import Expr, nodes
 
 COUNT = 240
 _FREE = 4.0  # bits that a sum of random terms loses now and then

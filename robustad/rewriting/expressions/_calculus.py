@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from robustad.rewriting._derivative import derivative, has_derivative
-from robustad.rewriting._differences import angle
-from robustad.rewriting._error_free import has_error_free
-from robustad.rewriting._exponentials import scaled
-from robustad.rewriting._exponents import meant
-from robustad.rewriting._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
-from robustad.rewriting._logarithms import arc_cosine, logarithm, power_near_one
-from robustad.rewriting._products import collected
-from robustad.rewriting._range import has_quotient, height, needs_range, root_of_square
-from robustad.rewriting._removable import cancellations, removed
-from robustad.rewriting._samples import conditions, undefined, where
-from robustad.rewriting._selects import hoisted
-from robustad.rewriting._sums import begin, difference, hazards
-from robustad.rewriting._text import text
+from robustad.rewriting.expressions._derivative import derivative, has_derivative
+from robustad.rewriting.expressions._differences import angle
+from robustad.rewriting.expressions._error_free import has_error_free
+from robustad.rewriting.expressions._exponentials import scaled
+from robustad.rewriting.expressions._exponents import meant
+from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
+from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
+from robustad.rewriting.expressions._products import collected
+from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square
+from robustad.rewriting.expressions._removable import cancellations, removed
+from robustad.rewriting.expressions._samples import conditions, undefined, where
+from robustad.rewriting.expressions._selects import hoisted
+from robustad.rewriting.expressions._sums import begin, difference, hazards
+from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
 _BETTER = 0.5  # what a form must save of the hazard

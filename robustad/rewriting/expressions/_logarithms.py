@@ -9,13 +9,26 @@ log(1 - exp(-|a|)), 2012; PyTensor's list.
 
 from __future__ import annotations
 
-from robustad.rewriting._bounds import bounds
-from robustad.rewriting._exponentials import opened, scale
-from robustad.rewriting._expression import HALF, ONE, TWO, Expr, add, call, const, mul, neg, rational, select, sub
-from robustad.rewriting._products import built
-from robustad.rewriting._samples import near_one, where
-from robustad.rewriting._signs import negative, sign
-from robustad.rewriting._sums import difference, visible
+from robustad.rewriting.expressions._bounds import bounds
+from robustad.rewriting.expressions._exponentials import opened, scale
+from robustad.rewriting.expressions._expression import (
+    HALF,
+    ONE,
+    TWO,
+    Expr,
+    add,
+    call,
+    const,
+    mul,
+    neg,
+    rational,
+    select,
+    sub,
+)
+from robustad.rewriting.expressions._products import built
+from robustad.rewriting.expressions._samples import near_one, where
+from robustad.rewriting.expressions._signs import negative, sign
+from robustad.rewriting.expressions._sums import difference, visible
 
 _DEPTH = 6
 
@@ -28,7 +41,7 @@ def logarithm_of(u: Expr, depth: int = 0) -> Expr | None:
         case "exp":
             return u.args[0]
         case "exp2":
-            from robustad.rewriting._derivative import LN2
+            from robustad.rewriting.expressions._derivative import LN2
 
             return mul(LN2, u.args[0])
         case "sqrt":

@@ -16,10 +16,10 @@ import dataclasses
 import math
 from fractions import Fraction
 
-from robustad.rewriting._bounds import linear
-from robustad.rewriting._derivative import derivative
-from robustad.rewriting._expression import ONE, Expr, nodes
-from robustad.rewriting._series import Laurent, expansion
+from robustad.rewriting.expressions._bounds import linear
+from robustad.rewriting.expressions._derivative import derivative
+from robustad.rewriting.expressions._expression import ONE, Expr, nodes
+from robustad.rewriting.expressions._series import Laurent, expansion
 
 _MOST = 22  # terms of a series
 _LOOK, _LONG = 12, 64  # terms to find a cancellation by, and to evaluate with
@@ -182,7 +182,7 @@ def _count(c: list[Fraction], step: float) -> int | None:
 
 def series_derivative(n: Expr, index: int) -> Expr:
     """The derivative of a series node: that of what it stands for, stabilised by itself."""
-    from robustad.rewriting._calculus import stable
+    from robustad.rewriting.expressions._calculus import stable
 
     if index not in n.leaves:
         return Expr("const", (), Fraction(0))
