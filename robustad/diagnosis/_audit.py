@@ -29,7 +29,7 @@ from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
 from robustad.diagnosis._tracing import refuse_tracers
-from robustad.diagnosis._truth import truth
+from robustad.diagnosis._truth import Truth, truth
 
 log = logging.getLogger("robustad")
 
@@ -132,7 +132,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
             refuted = exact.refutes(highs)
             outputs = [o if t is None else Shadow(o.working, jnp.asarray(t)) for o, t in zip(outputs, exact.outputs)]
             known = [t is not None for t in exact.outputs]
-            verdict = _verdict(audited, outputs, sizes, threshold, known)
+            verdict = _verdict(audited, outputs, sizes, threshold, exact)
             # Where balls have grown too wide for what is wrong, float64's twins tell more.
             if _in_float64(audited) or (refuted and all(known[k] for k, *_ in verdict.wrong)):
                 bits_needed = exact.bits
@@ -194,7 +194,8 @@ Wrong: TypeAlias = tuple[int, str, Accuracy | None, np.ndarray]
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Verdict:
     """leaves, value (reference, bits lost): the outputs beside their references. names: of the outputs behind ok = False.
-    wrong: those, and the value where it is worth a note. doubtful: whether some reference is missing, or is a plain 0."""
+    wrong: those, and the value where it is worth a note. doubtful: whether some reference is missing, is a plain 0, or was
+    taken for one."""
 
     leaves: list[Accuracy]
     value: tuple[Any, float | None]
@@ -208,21 +209,28 @@ def _verdict(
     outputs: Sequence[Shadow],
     sizes: dict[_jaxpr.Path, jax.Array],
     threshold: float,
-    exact: Sequence[bool] | None = None,
+    exact: Truth | None = None,
 ) -> _Verdict:
-    """The outputs beside their references, float64's or, where `exact`, better ones, which float64 programs have too."""
+    """The outputs beside their references, float64's or, where `exact` has them, better ones, which float64 programs have
+    too."""
     value, *gradients = outputs
+    nothing = [None] * len(outputs)
+    truths, zeros = (exact.outputs, exact.zeros[1:]) if exact else (nothing, nothing[1:])
     in_value, *in_leaves = [
-        dataclasses.replace(known, precision=known.precision or (53 if good else None))
-        for known, good in zip(audited.outputs, exact or [False] * len(outputs))
+        dataclasses.replace(known, precision=known.precision or (None if true is None else 53))
+        for known, true in zip(audited.outputs, truths, strict=True)
     ]
-    leaves = [accuracy(g.working, g.high, known, known.terms_size(sizes)) for g, known in zip(gradients, in_leaves)]
+    leaves = [
+        accuracy(g.working, g.high, known, known.terms_size(sizes), zero)
+        for g, known, zero in zip(gradients, in_leaves, zeros, strict=True)
+    ]
     reference, value_bits = _value(value, in_value.precision)
     wrong = _wrong(audited.names, value, leaves, threshold)
     names = {name for _, name, *_ in wrong}
     if "value" not in names and (value_bits or 0.0) > threshold * (in_value.precision or 53):
         wrong.append((0, "value", None, np.ones(1, bool)))  # worth a note, though it decides nothing
-    doubtful = any(leaf.reference is None or not leaf.reference.any() for leaf in leaves) or not np.any(reference)
+    unsure = (leaf.reference is None or not leaf.reference.any() or leaf.structural_zero for leaf in leaves)
+    doubtful = any(unsure) or not np.any(reference)
     return _Verdict(leaves, (reference, value_bits), wrong, names, doubtful)
 
 
