@@ -15,6 +15,8 @@ _LINEAR = (
     | {"mul", "div", "add", "add_any", "sub", "neg", "convert_element_type", "reduce_sum"}
 )
 _SUMS = frozenset({"add", "sub", "reduce_sum", "cumsum", "dot_general"})
+_OF_USES = frozenset({"add_any", "reduce_sum", "scatter-add", "dot_general"})
+"""Where values are used several times, reverse mode adds up what comes back from each use."""
 _KEEPING = _shadow.MOVING | {"neg", "convert_element_type", "reduce_sum", "add_any"}
 
 
@@ -52,7 +54,11 @@ class Reader:
         return here.pop() if len(here) == 1 else site.primitive
 
     def rule_of(self, site: Site) -> Site | None:
-        """The one nonlinear equation of the value, at the same statement, of which all that is not a cotangent comes."""
+        """The one nonlinear equation of the value, at the same statement, of which all that is not a cotangent comes.
+
+        The sum of the cotangents of several uses is no part of the rule that made one of them: the rule of an elementwise
+        function multiplies, and adds up nothing.
+        """
         sources: dict[object, Site] = {}
         seen, stack = {site.path}, [site]
         while stack:
@@ -68,7 +74,10 @@ class Reader:
                 else:
                     stack.append(s)
         nonlinear = [s for s in sources.values() if s.primitive not in _LINEAR]
-        return nonlinear[0] if len(nonlinear) == 1 and len(sources) == 1 else None
+        if len(nonlinear) != 1 or len(sources) != 1:
+            return None
+        of_uses = site.transposed and site.primitive in _OF_USES and nonlinear[0].primitive in _shadow.ELEMENTWISE
+        return None if of_uses else nonlinear[0]
 
     def mirrors(self, site: Site) -> bool:
         """Whether it does to tangents what the same statement does to values: forward mode repeats every sum."""

@@ -24,9 +24,9 @@ SOLVING = frozenset("cholesky triangular_solve lu eigh svd qr geqrf householder_
 
 
 def sentences(
-    b: Blamed, kind: str, primitive: str, forward: bool, where: Location | None, gate: Site | None
+    b: Blamed, kind: str, primitive: str, forward: bool, where: Location | None, gate: Site | None, right: bool
 ) -> tuple[str, str]:
-    """(cause, remedy) of a finding; `gate`: the select whose untaken branch is to blame."""
+    """(cause, remedy) of a finding; `gate`: the select whose untaken branch is to blame. `right`: whether the value is."""
     got, true = (float(x) for x in b.sample["out"])
     name = b.site.primitive
     info = jnp.finfo(next(_jaxpr.aval(v).dtype for v in b.site.equation.outvars if _jaxpr.is_inexact(v)))
@@ -53,7 +53,8 @@ def sentences(
                 "term, such as jnp.log1p or jnp.expm1."
             )
         case "unstable-derivative":
-            cause = f"the derivative rule of `{primitive}` computes {shown} by `{name}`{step}; the value is right."
+            cause = f"the derivative rule of `{primitive}` computes {shown} by `{name}`{step}"
+            cause += "; the value is right." if right else "."
             return cause, (
                 f"give `{primitive}` here a derivative that does not cancel or leave the range (jax.custom_jvp), or "
                 "rewrite the statement in log-space or in terms of what does not saturate."
@@ -148,6 +149,10 @@ def _cancellation_remedy(text: str) -> str:
         (r"exp\(", "use jnp.expm1"),
         (r"erf\(", "use the complement: jax.scipy.special.erfc, or log_ndtr for its logarithm"),
         (r"sqrt\(.*-.*sqrt\(", "multiply by the conjugate: sqrt(a) - sqrt(b) is (a - b) / (sqrt(a) + sqrt(b))"),
+        (
+            r"sqrt\(.*\)\s*-|-.*sqrt\(",
+            "multiply by the conjugate: sqrt(a) - b is (a - b**2) / (sqrt(a) + b), with a - b**2 by its own formula",
+        ),
         (
             r"(\*\*\s*2|square\(|\*).*\)\s*-\s.*(\*\*\s*2|square\(|\*)",
             "subtract the mean before squaring (jnp.var), or use a difference of factors",
