@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
 import robustad as rad
+from robustad import diagnosis as dg
 from robustad.diagnosis import AuditError
 
 X = jnp.array([0.5, 1.0, 2.0])
@@ -93,6 +95,39 @@ def test_precision_is_the_narrowest_on_the_leafs_way():
     report = rad.audit(loss)({"a": X, "b": X}, X)
     assert [leaf.precision for leaf in report.leaves] == [8, 24]
     assert report.dtype == "bf16"
+
+
+@pytest.mark.parametrize(
+    "narrow,bits,name",
+    [
+        (lambda x: lax.reduce_precision(x, 8, 7), 8, "e8m7"),
+        (lambda x: lax.reduce_precision(x, 5, 10), 11, "e5m10"),
+        (jax.jit(lambda x: lax.reduce_precision(x, 8, 3)), 4, "e8m3"),
+        (lambda x: lax.reduce_precision(x, 8, 23), 24, "f32"),
+        (lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32), 4, "f8_e4m3fn"),
+        (lambda x: x.astype(jnp.float16).astype(jnp.float32), 11, "f16"),
+    ],
+)
+def test_rounding_on_purpose_is_no_loss(narrow, bits, name):
+    """Like a cast: what `lax.reduce_precision` rounds away was never promised."""
+
+    def loss(x):
+        return jnp.sum(jnp.sin(narrow(x)) * x)
+
+    report = rad.audit(loss)(X / 3)
+    assert [leaf.precision for leaf in report.leaves] == [bits]
+    assert report.ok, str(report)
+    assert report.dtype == name
+    assert str(report).splitlines()[0].split() == ["audit", "loss", name, "against", "f64", "OK"]
+
+
+def test_rounding_of_one_leaf_alone():
+    def loss(params):
+        return jnp.sum(lax.reduce_precision(params["a"], 8, 7) ** 2) + jnp.sum(params["b"] ** 2)
+
+    assert [leaf.precision for leaf in rad.audit(loss)({"a": X / 3, "b": X}).leaves] == [8, 24]
+    assert dg.grad_check(loss)({"a": X / 3, "b": X}).ok
+    assert dg.adjoint_test(loss)({"a": X / 3, "b": X}).ok
 
 
 def test_threshold_decides():

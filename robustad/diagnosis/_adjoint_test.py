@@ -13,7 +13,7 @@ import numpy as np
 from robustad import _jaxpr
 from robustad.diagnosis._accuracy import norm, wide
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
-from robustad.diagnosis._leaves import precision_of
+from robustad.diagnosis._leaves import precision_of, rounded_to
 from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import slopes_of
 from robustad.diagnosis._program import without_aux
@@ -183,7 +183,7 @@ def _parts(xs: Sequence[Any]) -> list[jax.Array]:
 def _precision(program: _jaxpr.Body) -> int:
     """Bits of the narrowest dtype that a program computes in."""
     rounded = [
-        precision_of(_jaxpr.aval(var).dtype)
+        rounded_to(site.equation, var)
         for site in _jaxpr.sites(program)
         if any(_jaxpr.is_inexact(v) for v in site.equation.invars)
         for var in site.equation.outvars

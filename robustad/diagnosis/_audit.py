@@ -22,6 +22,7 @@ from robustad.diagnosis._contribution import contributions
 from robustad.diagnosis._divergence import divergence, divergences, with_decision
 from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
+from robustad.diagnosis._leaves import format_of, rounded_to
 from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._options import is_number, name_of, refuse_no_function
 from robustad.diagnosis._program import Audited, derivative_program
@@ -277,8 +278,11 @@ def _value(value: Shadow, precision: int | None) -> tuple[Any, float | None]:
 
 def _dtype(audited: Audited) -> str:
     """The narrowest float dtype of the audit, by its short name."""
-    narrowest = min((leaf.precision or 53 for leaf in [*audited.leaves, audited.value]), default=53)
-    return {53: "f64", 24: "f32", 11: "f16", 8: "bf16"}.get(narrowest, f"floats of {narrowest} bits of precision")
+    narrowest = min((leaf.precision or 53 for leaf in audited.outputs), default=53)
+    made = [(site.equation, var) for site in audited.flow.sites.values() for var in site.equation.outvars]
+    named = [format_of(eqn, var) for eqn, var in made if _jaxpr.is_inexact(var) and rounded_to(eqn, var) == narrowest]
+    named.sort(key=lambda name: name.startswith("e"))  # a dtype's own name, where there is one
+    return [*named, {53: "f64", 24: "f32", 11: "f16"}.get(narrowest, "bf16")][0]
 
 
 def _refuse_nan(taken: Arguments) -> None:
