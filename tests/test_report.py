@@ -365,6 +365,46 @@ def test_nan_in_an_input_that_is_masked_is_no_error():
     assert rad.audit(loss)(jnp.float32(2), data).ok
 
 
+CHECKS = [rad.audit, dg.grad_check, dg.taylor_test, dg.adjoint_test, dg.recompute_check]
+LINEAR = {  # NaN where they are NaN, with a derivative that is finite
+    "sum": lambda x: jnp.sum(3 * x),
+    "relu": lambda x: jnp.sum(jax.nn.relu(x)),
+    "square": square,
+}
+
+
+@pytest.mark.parametrize("f", LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize("tool", CHECKS, ids=lambda tool: tool.__name__)
+def test_nan_in_the_inputs_is_no_fault_of_the_program_and_nothing_can_be_checked(tool, f):
+    with pytest.raises(AuditError, match="the inputs hold NaN: 1 of 3 elements of a float32"):
+        tool(f)(X.at[1].set(jnp.nan))
+    with pytest.raises(AuditError, match="in `batch`, and it reaches"):
+        tool(lambda w, batch: jnp.sum(w * 2) + f(batch))(X, X.at[1].set(jnp.nan))
+
+
+@pytest.mark.parametrize("tool", CHECKS[1:], ids=lambda tool: tool.__name__)
+def test_nan_that_a_mask_keeps_out_can_be_checked(tool):
+    data = jnp.array([1.0, jnp.nan, 3.0])
+    assert tool(lambda w, data: jnp.sum(w**2 * jnp.where(jnp.isnan(data), 0.0, data)))(X, data).ok
+
+
+def test_nan_of_the_programs_own_is_no_input():
+    data = jnp.array([1.0, jnp.nan, 3.0])
+
+    def loss(w, data):
+        return jnp.sum(w * jnp.where(jnp.isnan(data), 0.0, data)) + jnp.log(-1 - jnp.sum(jnp.zeros(2)))
+
+    check = dg.grad_check(loss)(X, data)
+    assert not check.ok
+    assert "the value is NaN" in check.notes[0]
+    assert not rad.audit(loss)(X, data).ok
+
+
+def test_nan_in_a_state():
+    with pytest.raises(AuditError, match="it reaches the state after a step"):
+        dg.lyapunov_exponents(lambda x: 2 * x)(jnp.float32(jnp.nan))
+
+
 def test_partial_and_callable_objects():
     assert rad.audit(partial(lambda power, x: jnp.sum(x**power), 2))(X).ok
 

@@ -16,13 +16,14 @@ from robustad.arithmetic._ball_cost import program_cost
 from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis import _causes
 from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost, wide
-from robustad.diagnosis._arguments import Arguments, AuditError
+from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._blame import blame
 from robustad.diagnosis._contribution import contributions
 from robustad.diagnosis._divergence import divergence, divergences, with_decision
 from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._leaves import format_of, rounded_to
+from robustad.diagnosis._nan_inputs import refuse_nan
 from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._options import is_number, name_of, refuse_no_function
 from robustad.diagnosis._program import Audited, derivative_program
@@ -158,7 +159,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         if wrong and not found:
             blamed = blame(audited, wrong, bool(nonfinite), bits_needed)
             if nonfinite and not blamed:
-                _refuse_nan(audited.arguments)
+                refuse_nan(audited.arguments, "the value or the gradient")
             found, others = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
             notes = [*others, *notes]
     notes = [*notes, *lost(audited), *unreferenced(audited, leaves)]
@@ -283,13 +284,3 @@ def _dtype(audited: Audited) -> str:
     named = [format_of(eqn, var) for eqn, var in made if _jaxpr.is_inexact(var) and rounded_to(eqn, var) == narrowest]
     named.sort(key=lambda name: name.startswith("e"))  # a dtype's own name, where there is one
     return [*named, {53: "f64", 24: "f32", 11: "f16"}.get(narrowest, "bf16")][0]
-
-
-def _refuse_nan(taken: Arguments) -> None:
-    for title, x in taken.inputs:
-        if _jaxpr.is_inexact(x) and (count := int(jnp.isnan(x).sum())):
-            raise AuditError(
-                f"the inputs hold NaN: {count} of {x.size} elements of a {x.dtype}{list(x.shape)} array in `{title}`, and "
-                "it reaches the value or the gradient. No equation of the program made it: clean that input, then audit. "
-                "If it is masked, mask it before it is used, not after: f(jnp.where(jnp.isnan(x), 0., x))."
-            )
