@@ -64,8 +64,9 @@ def grad_check(
     Raises:
         ValueError: what `rad.audit` refuses; an option out of range.
 
-    At kinks (relu and abs at 0, equal maxima) every value between the one-sided derivatives is right. `stop_gradient` is
-    respected. Straight-through estimators are not the derivative of the value, and are reported.
+    At kinks (relu and abs at 0, equal maxima) every value between the one-sided derivatives is right. What passes through
+    `stop_gradient` counts as a constant, for the differences too: a straight-through estimator that is written with it,
+    x + stop_gradient(round(x) - x), is ok. One by a custom rule is not the derivative of its value, and is reported.
 
     >>> import jax
     >>> from robustad.diagnosis import grad_check
