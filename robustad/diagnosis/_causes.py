@@ -116,7 +116,8 @@ def _finding(
     if committed is not None and b.event in _LOSSES and condition >= CONDITION and committed.primitive not in ADDING:
         kind = "ill-conditioned"
     right = "value" not in nonfinite and (bits.get("value") or 0.0) < b.precision / 2
-    cause, remedy = sentences(b, kind, primitive, forward, where, gate, right)
+    softmax = kind == "underflow" and forward and reader.normalizes(site)
+    cause, remedy = sentences(b, kind, primitive, forward, where, gate, right, softmax)
     made_at = reader.statement(committed) if committed is not None else None
     if where is None or (made_at is not None and (made_at.file, made_at.line) == (where.file, where.line)):
         made_at = None  # at no other place
