@@ -1,6 +1,7 @@
 """What `rad.audit` promises of its arguments, its report and its errors."""
 
 import json
+import os
 from functools import partial
 
 import chex
@@ -15,6 +16,7 @@ from jax import lax
 import robustad as rad
 from robustad import diagnosis as dg
 from robustad.diagnosis import AuditError
+from tests._lines import line
 
 X = jnp.array([0.5, 1.0, 2.0])
 
@@ -345,6 +347,29 @@ def test_bad_input_gets_a_clear_error(call, message):
     with pytest.raises(AuditError) as e:
         call()
     assert message in str(e.value)
+
+
+def branching(x):
+    y = jnp.sum(x)
+    if y > 0:
+        return y
+    return -y
+
+
+def converting(x):
+    return jnp.sum(x) * float(x[0])
+
+
+TRACING = [rad.audit, *(getattr(dg, name) for name in "grad_check adjoint_test condition_number branch_margin".split())]
+
+
+@pytest.mark.parametrize("f,offset", [(branching, 2), (converting, 1)])
+@pytest.mark.parametrize("tool", [*TRACING, dg.gradient_flow], ids=lambda tool: tool.__name__)
+def test_the_users_line_is_named_where_it_cannot_be_traced(tool, f, offset):
+    with pytest.raises(AuditError, match="cannot be traced") as e:
+        tool(f)(X)
+    assert f"at {__file__}:{line(f, offset)}: " in str(e.value)
+    assert f"robustad{os.sep}diagnosis" not in str(e.value)
 
 
 def test_the_error_of_the_users_code_is_the_cause():

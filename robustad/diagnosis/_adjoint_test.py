@@ -19,6 +19,7 @@ from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_fu
 from robustad.diagnosis._point import slopes_of
 from robustad.diagnosis._program import without_aux
 from robustad.diagnosis._tracing import refuse_tracers
+from robustad.diagnosis._user_errors import told
 
 _CONSTANT = 8.0
 
@@ -145,7 +146,7 @@ class _Linear:
         except AuditError:
             raise
         except Exception as error:  # whatever the user's code raises
-            raise AuditError(f"`f` cannot be traced: {type(error).__name__}: {str(error).strip()[:1500]}") from error
+            raise AuditError(f"`f` cannot be traced: {told(error)}") from error
         if not shapes:
             raise AuditError("`f` returns no floating array, so it has no derivative; cast its output to float32.")
         self.shapes = shapes

@@ -21,6 +21,7 @@ from robustad.diagnosis._lyapunov_report import LyapunovExponents
 from robustad.diagnosis._nan_inputs import refuse_nan_that_reaches
 from robustad.diagnosis._on_host import on_host
 from robustad.diagnosis._options import count, is_number, name_of, refuse_no_function, refuse_no_key
+from robustad.diagnosis._user_errors import told
 
 BLOCKS = 32
 ALL = 32  # components: of a state of as many, all exponents by default; of a larger one as many
@@ -247,7 +248,7 @@ def _refuse_another_state(taken: Arguments, state: Any, name: str) -> None:
     try:
         out = jax.eval_shape(taken.call, taken.leaves, taken.others)
     except (TypeError, ValueError, IndexError, jax.errors.JAXTypeError) as error:
-        raise AuditError(f"`{name}` cannot be traced: {type(error).__name__}: {str(error).strip()[:1500]}") from error
+        raise AuditError(f"`{name}` cannot be traced: {told(error)}") from error
     if jax.tree.structure(out) != jax.tree.structure(state):
         raise AuditError(
             f"`{name}` must return a state like the one it takes: got {jax.tree.structure(out)}, expected "
