@@ -39,7 +39,7 @@ def findings(
     merged: dict[object, Finding] = {}
     decisive: set[object] = set()
     shares: dict[object, float] = {}
-    of_value: list[Finding] = []
+    of_value: dict[object, Finding] = {}
     for b in blamed:
         finding = _finding(reader, b, ranked, nonfinite, bits)
         key = (finding.file, finding.line) if finding.line else b.site.path
@@ -49,7 +49,8 @@ def findings(
             if name in wrong and shares[here] >= DECISIVE:
                 decisive.add(key)
         if "value" not in wrong and b.shares.get("value", 0.0) >= DECISIVE:
-            of_value.append(dataclasses.replace(finding, reaches=("value",), bits_lost=bits.get("value")))
+            alone = dataclasses.replace(finding, reaches=("value",), bits_lost=bits.get("value"))
+            of_value[key] = _merged(of_value[key], alone) if key in of_value else alone
             if all(b.shares.get(name, 0.0) < NOTED for name in wrong):
                 continue  # what made the value wrong did not make the gradient so, though it may be the same statement
         merged[key] = _merged(merged[key], finding) if key in merged else finding
@@ -59,7 +60,7 @@ def findings(
         merged[None] = _nowhere(tuple(name for name in bits if name in nonfinite), audited)
         decisive.add(None)
     found = [f for k, f in merged.items() if k in decisive]
-    return found, [*of_value, *(f for k, f in merged.items() if k not in decisive)]
+    return found, [*of_value.values(), *(f for k, f in merged.items() if k not in decisive)]
 
 
 def _merged(first: Finding, other: Finding) -> Finding:
