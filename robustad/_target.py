@@ -4,10 +4,8 @@ import contextlib
 import difflib
 import importlib.util
 import inspect
-import linecache
 import logging
 import sys
-import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from robustad import _jaxpr
 from robustad.diagnosis import _replay
+from robustad.diagnosis._user_errors import place
 
 log = logging.getLogger("robustad")
 
@@ -214,17 +212,3 @@ def _users_errors(failing: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         raise CommandError(f"{failing}: {type(error).__name__}: {message}{place(error)}") from error
-
-
-def place(error: BaseException) -> str:
-    """The user's file and line where an error was raised, and what the line says, as a line more; "" if unknown."""
-    if isinstance(error, SyntaxError) and error.filename:
-        file, line = error.filename, error.lineno or 0
-    else:
-        frames = reversed(traceback.extract_tb(error.__traceback__))
-        frame = next((f for f in frames if _jaxpr.is_users(f.filename)), None)
-        if frame is None:
-            return ""
-        file, line = frame.filename, frame.lineno or 0
-    text = linecache.getline(file, line).strip()
-    return f"\n  at {file}:{line}" + (f": {text}" if text else "")

@@ -18,6 +18,7 @@ import robustad
 from robustad import _target
 from robustad._target import CommandError
 from robustad.diagnosis import AuditError, Report
+from robustad.diagnosis._user_errors import place
 
 log = logging.getLogger("robustad")
 
@@ -253,7 +254,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, CommandError):
         return str(error)
     if isinstance(error, AuditError):
-        return f"{error}{_target.place(error.__cause__) if error.__cause__ else ''}"
+        where = place(error.__cause__) if error.__cause__ else ""
+        return f"{error}{where if where not in str(error) else ''}"
     return (
         f"unexpected {type(error).__name__}: {error}\n  --traceback shows where; if the fault is robustad's, report it."
     )

@@ -10,6 +10,7 @@ import robustad as rad
 from robustad.arithmetic._origin import OriginArithmetic
 from robustad.diagnosis import AuditError
 from robustad.diagnosis._program import derivative_program
+from tests._lines import line
 
 
 def test_one_statement_of_an_unrolled_loop_is_one_cause():
@@ -226,6 +227,75 @@ def test_a_wrong_value_with_a_right_gradient_is_a_note():
     (note,) = report.notes
     assert (note.kind, note.reaches) == ("cancellation", ("value",))
     assert note.line == loss.__code__.co_firstlineno + 1
+
+
+def hypotenuse_less_leg(x):
+    return jnp.sqrt(x * x + 1) - x
+
+
+def log_cosh_less_itself(x):
+    return jnp.log(jnp.cosh(x)) - x
+
+
+def differences_of_roots(x):
+    return jnp.sum(jnp.sqrt(x + jnp.arange(4) * 1e-3) * jnp.array([1, -1, 1, -1.0]))
+
+
+@pytest.mark.parametrize(
+    "f,x,wrong_value",
+    [(hypotenuse_less_leg, 1e3, True), (log_cosh_less_itself, 9.0, False), (differences_of_roots, 50.0, True)],
+)
+def test_the_sum_of_several_uses_is_no_part_of_a_rule(f, x, wrong_value):
+    """x is used several times, and what comes back from its uses cancels: no fault of the rule of sqrt or cosh."""
+    report = rad.audit(f)(x)
+    (finding,) = report.findings
+    assert (finding.kind, finding.line, finding.reaches) == ("cancellation", line(f, 1), ("x",))
+    assert "the value is right" not in finding.cause
+    notes = [(note.kind, note.line, note.reaches) for note in report.notes]
+    assert notes == [("cancellation", line(f, 1), ("value",))] * wrong_value
+
+
+def test_a_rule_that_cancels_is_told_apart_from_a_value_that_does():
+    def f(x):
+        return jnp.tanh(x) - 1
+
+    report = rad.audit(f)(9.0)
+    (finding,), (note,) = report.findings, report.notes
+    assert (finding.kind, finding.reaches) == ("unstable-derivative", ("x",))
+    assert (note.kind, note.reaches) == ("cancellation", ("value",))
+    assert "the value is right" not in finding.cause
+    for x in (9.0, -9.0):  # at one the rule's (g + g y) (1 - y) cancels in its difference, at the other in its sum
+        (other,) = rad.audit(jnp.tanh)(x).findings
+        assert (other.kind, "the value is right" in other.cause) == ("unstable-derivative", True)
+
+
+def divided(z):
+    p = jnp.exp(z) / jnp.sum(jnp.exp(z))
+    return -jnp.log(p)[0]
+
+
+def multiplied(z):
+    p = jnp.exp(z) * (1 / jnp.exp(z).sum(-1, keepdims=True))
+    return -jnp.log(p[0])
+
+
+def spelled_out(z):
+    p = jnp.exp(z[0]) / (jnp.exp(z[0]) + jnp.exp(z[1]))
+    return jnp.log(p)
+
+
+@pytest.mark.parametrize("f", [divided, multiplied, spelled_out])
+def test_a_softmax_is_known_however_it_is_written(f):
+    (finding,) = rad.audit(f)(jnp.array([-80.0, 30.0, 3.0])).findings
+    assert (finding.kind, finding.line) == ("underflow", line(f, 1))
+    assert "jax.nn.log_softmax" in finding.remedy
+    assert "jax.nn.logsumexp" in finding.remedy
+
+
+def test_a_quotient_is_no_softmax():
+    (finding,) = rad.audit(lambda z: jnp.log(z[0] / z[1]))(jnp.array([1e-30, 1e20])).findings
+    assert finding.kind == "underflow"
+    assert "log(a) - log(b)" in finding.remedy
 
 
 def test_an_infinite_input_is_named():

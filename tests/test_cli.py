@@ -116,12 +116,10 @@ def strictly(text: str) -> dict:
     return json.loads(text, parse_constant=refuse)
 
 
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
+def run(*argv: str, module: str = "robustad.cli") -> subprocess.CompletedProcess[str]:
     root = str(Path(robustad.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-m", "robustad.cli", *argv], capture_output=True, text=True, env=environment
-    )
+    return subprocess.run([sys.executable, "-m", module, *argv], capture_output=True, text=True, env=environment)
 
 
 # ---- verdicts
@@ -325,6 +323,12 @@ def test_as_a_process():
     assert f"UNDERFLOW   forward   model.py:{line('jnp.log(')} in faulty" in done.stdout
     assert "\x1b" not in done.stdout  # no colours in a pipe
     assert "Traceback" not in done.stderr
+
+
+def test_as_a_module():
+    done = run("--help", module="robustad")
+    assert done.returncode == 0
+    assert "usage: robustad" in done.stdout
 
 
 @pytest.mark.timeout(240)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from robustad import _jaxpr
 from robustad._flow import Flow
 from robustad._jaxpr import Site
+from robustad.diagnosis import _accuracy
 from robustad.diagnosis._accuracy import STRUCTURAL_ZERO, accuracy, bits_lost, norm
 from robustad.diagnosis._leaves import Leaf, Terms, leaves, precision_of
 
@@ -301,12 +302,32 @@ def test_bits_lost_of_what_is_not_finite(bad: float) -> None:
 def test_a_structural_zero_is_measured_against_its_terms() -> None:
     noise = np.asarray([1e-7, -1e-7])
     zero = np.asarray([1e-17, 0.0])
-    assert bits_lost(noise, zero, 24) == 24
-    np.testing.assert_allclose(bits_lost(noise, zero, 24, terms=1.0), 24 + np.log2(norm(noise)), atol=1e-6)
-    assert bits_lost(noise, np.zeros(2), 24, terms=1.0) < 2
-    assert bits_lost(noise, np.zeros(2), 24, terms=0.0) == 24
+
+    def lost(g: np.ndarray, reference: np.ndarray, terms: float, zeros: np.ndarray | None = None) -> float:
+        return float(accuracy(jnp.asarray(g, jnp.float32), reference, known(), terms, zeros).bits_lost)
+
+    assert lost(noise, zero, terms=0.0) == 24
+    np.testing.assert_allclose(lost(noise, zero, terms=1.0), 24 + np.log2(norm(noise)), atol=1e-6)
+    assert lost(noise, np.zeros(2), terms=1.0) < 2
+    assert lost(noise, np.zeros(2), terms=0.0) == 24
     small = np.asarray([2 * STRUCTURAL_ZERO])  # a small gradient, but no zero
-    assert bits_lost(small * 2, small, 24, terms=1.0) == 24
+    assert lost(small * 2, small, terms=1.0) == 24
+
+
+@pytest.mark.parametrize(
+    "gap,size,terms,zero,expected",
+    [
+        (0.0, 1e-17, 1.0, None, 1.0),  # what float64 leaves of a zero, and float32 by luck does not
+        (1e-13, 1e-13, 1.0, None, 1e-13),  # float64 knows it to three digits
+        (1e-5, 1e-13, 1.0, None, 1.0),  # of terms that have lost many digits float64 knows fewer
+        (1e-13, 1e-13, 1.0, False, 1e-13),
+        (1e-30, 1e-30, 1.0, False, 1e-30),
+        (1e-30, 1e-30, 1.0, True, 1.0),
+        (1e-5, 1e-11, 1.0, True, 1e-11),  # a zero is below 2^-40 of its terms
+    ],
+)
+def test_a_zero_is_structural_where_nothing_excludes_it(gap, size, terms, zero, expected) -> None:
+    assert _accuracy.scale(gap, size, terms, 24, zero) == expected
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1.0, 1e200, 1e308])

@@ -223,6 +223,14 @@ def test_no_false_alarms(name: str) -> None:
     assert check.ok, check
 
 
+def test_a_straight_through_estimator_by_a_custom_rule_is_reported() -> None:
+    """By `stop_gradient` it is a program whose derivative is right: see the healthy functions."""
+    rounded = jax.custom_jvp(lambda x: jnp.round(x))
+    rounded.defjvp(lambda p, t: (jnp.round(p[0]), t[0]))
+    check = grad_check(lambda x: jnp.sum(rounded(x) ** 2))(jnp.asarray([0.3, 1.8]))
+    assert not check.ok and {leaf.reason for leaf in check.checks} == {"rule"}
+
+
 def test_kinks_are_counted() -> None:
     check = grad_check(ties)(jnp.asarray([1.0, 1.0, 1.0, 0.0]))
     assert check.checks[0].kinks == 4

@@ -1,6 +1,7 @@
 """What `rad.audit` promises of its arguments, its report and its errors."""
 
 import json
+import os
 from functools import partial
 
 import chex
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
 import robustad as rad
+from robustad import diagnosis as dg
 from robustad.diagnosis import AuditError
+from tests._lines import line
 
 X = jnp.array([0.5, 1.0, 2.0])
 
@@ -93,6 +97,39 @@ def test_precision_is_the_narrowest_on_the_leafs_way():
     report = rad.audit(loss)({"a": X, "b": X}, X)
     assert [leaf.precision for leaf in report.leaves] == [8, 24]
     assert report.dtype == "bf16"
+
+
+@pytest.mark.parametrize(
+    "narrow,bits,name",
+    [
+        (lambda x: lax.reduce_precision(x, 8, 7), 8, "e8m7"),
+        (lambda x: lax.reduce_precision(x, 5, 10), 11, "e5m10"),
+        (jax.jit(lambda x: lax.reduce_precision(x, 8, 3)), 4, "e8m3"),
+        (lambda x: lax.reduce_precision(x, 8, 23), 24, "f32"),
+        (lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32), 4, "f8_e4m3fn"),
+        (lambda x: x.astype(jnp.float16).astype(jnp.float32), 11, "f16"),
+    ],
+)
+def test_rounding_on_purpose_is_no_loss(narrow, bits, name):
+    """Like a cast: what `lax.reduce_precision` rounds away was never promised."""
+
+    def loss(x):
+        return jnp.sum(jnp.sin(narrow(x)) * x)
+
+    report = rad.audit(loss)(X / 3)
+    assert [leaf.precision for leaf in report.leaves] == [bits]
+    assert report.ok, str(report)
+    assert report.dtype == name
+    assert str(report).splitlines()[0].split() == ["audit", "loss", name, "against", "f64", "OK"]
+
+
+def test_rounding_of_one_leaf_alone():
+    def loss(params):
+        return jnp.sum(lax.reduce_precision(params["a"], 8, 7) ** 2) + jnp.sum(params["b"] ** 2)
+
+    assert [leaf.precision for leaf in rad.audit(loss)({"a": X / 3, "b": X}).leaves] == [8, 24]
+    assert dg.grad_check(loss)({"a": X / 3, "b": X}).ok
+    assert dg.adjoint_test(loss)({"a": X / 3, "b": X}).ok
 
 
 def test_threshold_decides():
@@ -312,6 +349,29 @@ def test_bad_input_gets_a_clear_error(call, message):
     assert message in str(e.value)
 
 
+def branching(x):
+    y = jnp.sum(x)
+    if y > 0:
+        return y
+    return -y
+
+
+def converting(x):
+    return jnp.sum(x) * float(x[0])
+
+
+TRACING = [rad.audit, *(getattr(dg, name) for name in "grad_check adjoint_test condition_number branch_margin".split())]
+
+
+@pytest.mark.parametrize("f,offset", [(branching, 2), (converting, 1)])
+@pytest.mark.parametrize("tool", [*TRACING, dg.gradient_flow], ids=lambda tool: tool.__name__)
+def test_the_users_line_is_named_where_it_cannot_be_traced(tool, f, offset):
+    with pytest.raises(AuditError, match="cannot be traced") as e:
+        tool(f)(X)
+    assert f"at {__file__}:{line(f, offset)}: " in str(e.value)
+    assert f"robustad{os.sep}diagnosis" not in str(e.value)
+
+
 def test_the_error_of_the_users_code_is_the_cause():
     def loss(x):
         raise RuntimeError("mine")
@@ -328,6 +388,46 @@ def test_nan_in_an_input_that_is_masked_is_no_error():
         return jnp.sum(w * jnp.where(jnp.isnan(data), 0.0, data))
 
     assert rad.audit(loss)(jnp.float32(2), data).ok
+
+
+CHECKS = [rad.audit, dg.grad_check, dg.taylor_test, dg.adjoint_test, dg.recompute_check]
+LINEAR = {  # NaN where they are NaN, with a derivative that is finite
+    "sum": lambda x: jnp.sum(3 * x),
+    "relu": lambda x: jnp.sum(jax.nn.relu(x)),
+    "square": square,
+}
+
+
+@pytest.mark.parametrize("f", LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize("tool", CHECKS, ids=lambda tool: tool.__name__)
+def test_nan_in_the_inputs_is_no_fault_of_the_program_and_nothing_can_be_checked(tool, f):
+    with pytest.raises(AuditError, match="the inputs hold NaN: 1 of 3 elements of a float32"):
+        tool(f)(X.at[1].set(jnp.nan))
+    with pytest.raises(AuditError, match="in `batch`, and it reaches"):
+        tool(lambda w, batch: jnp.sum(w * 2) + f(batch))(X, X.at[1].set(jnp.nan))
+
+
+@pytest.mark.parametrize("tool", CHECKS[1:], ids=lambda tool: tool.__name__)
+def test_nan_that_a_mask_keeps_out_can_be_checked(tool):
+    data = jnp.array([1.0, jnp.nan, 3.0])
+    assert tool(lambda w, data: jnp.sum(w**2 * jnp.where(jnp.isnan(data), 0.0, data)))(X, data).ok
+
+
+def test_nan_of_the_programs_own_is_no_input():
+    data = jnp.array([1.0, jnp.nan, 3.0])
+
+    def loss(w, data):
+        return jnp.sum(w * jnp.where(jnp.isnan(data), 0.0, data)) + jnp.log(-1 - jnp.sum(jnp.zeros(2)))
+
+    check = dg.grad_check(loss)(X, data)
+    assert not check.ok
+    assert "the value is NaN" in check.notes[0]
+    assert not rad.audit(loss)(X, data).ok
+
+
+def test_nan_in_a_state():
+    with pytest.raises(AuditError, match="it reaches the state after a step"):
+        dg.lyapunov_exponents(lambda x: 2 * x)(jnp.float32(jnp.nan))
 
 
 def test_partial_and_callable_objects():

@@ -78,6 +78,60 @@ def test_a_structural_zero_stays_one():
     assert report.ok, str(report)
 
 
+def hypotenuse_less_leg(x):
+    return jnp.sqrt(x * x + 1) - x
+
+
+def surprisal(z):
+    return -jax.nn.log_softmax(z)[0]
+
+
+def certain(x):
+    return 1 - jnp.tanh(x)
+
+
+@pytest.mark.parametrize(
+    "f,at,true",
+    [
+        (hypotenuse_less_leg, 1e6, -5e-13),
+        (hypotenuse_less_leg, 1e8, -5e-17),  # 0 in float64 as well
+        (surprisal, [30.0, 0.0, 1.0], [-3.479440e-13, 9.357623e-14, 2.543666e-13]),
+        (lambda x: jnp.sum(certain(x)), [17.0, 18.0], [-6.8563e-15, -9.2789e-16]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["vjp", "jvp"])
+def test_a_gradient_far_below_its_terms_is_no_structural_zero_where_it_is_known(f, at, true, mode):
+    at, true = jnp.array(at), np.array(true)
+    if mode == "jvp":
+        first = jnp.zeros_like(at).at[..., :1].set(1) if at.ndim else jnp.ones(())
+        report = rad.audit(f, mode="jvp", tangents=first)(at)
+        true = true[0] if true.ndim else true
+    else:
+        report = rad.audit(f)(at)
+    np.testing.assert_allclose(report.reference, true, rtol=2e-4)
+    assert not report.ok
+    assert report.findings
+
+
+@pytest.mark.parametrize("x", [8e5, 1e6, 1e7])
+def test_in_float64_too(x):
+    with jax.enable_x64(True):
+        report = rad.audit(hypotenuse_less_leg)(x)
+    assert not report.ok
+    assert report.bits_lost > 30
+
+
+def test_float64_alone_knows_it_while_it_is_above_its_rounding(monkeypatch):
+    def missing():
+        raise ImportError("no python-flint")
+
+    monkeypatch.setattr(_truth, "flint", missing)
+    report = rad.audit(hypotenuse_less_leg)(1e6)
+    assert not report.ok
+    assert report.bits_lost == 24
+    test_a_structural_zero_stays_one()
+
+
 def test_undefined_stays_undefined():
     """0 * inf has no value in exact arithmetic either."""
     report = rad.audit(lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0)))(jnp.array([0.0, 4.0]))

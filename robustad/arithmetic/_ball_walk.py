@@ -82,12 +82,16 @@ class BallArithmetic(Arithmetic[Ball]):
 @dataclasses.dataclass(frozen=True)
 class Exact:
     """One output: its `working` array, its `exact` balls (None for integers), the float64 (complex128) `value` nearest to
-    them, NaN where `determined` is False."""
+    them, NaN where `determined` is False. `zeros`: where 0 is not excluded."""
 
     working: Any
     exact: np.ndarray | None
     value: np.ndarray
     determined: np.ndarray
+
+    @property
+    def zeros(self) -> np.ndarray:
+        return self.value == 0 if self.exact is None else _where(lambda x: x.contains(0), self.exact)
 
 
 class ExactWalk:

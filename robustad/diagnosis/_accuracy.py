@@ -9,6 +9,10 @@ import numpy as np
 from robustad.diagnosis._leaves import Leaf
 
 STRUCTURAL_ZERO = 2.0**-40
+"""Below this share of the terms that its last reduction adds up, a gradient may be a structural zero."""
+
+FLOAT64_ERROR = 2.0**-45
+"""Of the terms: what float64 may leave of a zero, its rounding and a margin of 2⁸."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Accuracy:
     """One leaf beside its reference.
 
     bits_lost: a float, or an array with one entry a slice where a scan runs over the leaf; None without a reference.
-    nonfinite: how many elements of the gradient are not finite. norm: of the gradient, in float64.
+    nonfinite: how many elements of the gradient are not finite. norm: of the gradient, in float64. structural_zero: whether
+    it, or one of its slices, was taken for a structural zero.
     """
 
     gradient: jax.Array
@@ -26,6 +31,7 @@ class Accuracy:
     norm: float
     precision: int | None
     slices: int | None
+    structural_zero: bool = False
 
     @property
     def worst(self) -> float | None:
@@ -46,8 +52,14 @@ def wide(x: Any) -> type:
     return np.complex128 if np.iscomplexobj(x) else np.float64
 
 
-def accuracy(gradient: jax.Array, high: Any, known: Leaf, terms: np.ndarray | float) -> Accuracy:
-    """Compares a gradient leaf with its twin; `terms`: the size of its last reductions' terms (one a slice)."""
+def accuracy(
+    gradient: jax.Array, high: Any, known: Leaf, terms: np.ndarray | float, zeros: np.ndarray | None = None
+) -> Accuracy:
+    """Compares a gradient leaf with its twin.
+
+    `terms`: the size of its last reductions' terms (one a slice). `zeros`: the elements that may be 0 in exact arithmetic;
+    None where float64 alone tells.
+    """
     g = np.asarray(gradient).astype(wide(np.asarray(gradient)))
     ref = np.asarray(high)
     nonfinite = int(g.size - np.isfinite(g).sum())
@@ -55,25 +67,39 @@ def accuracy(gradient: jax.Array, high: Any, known: Leaf, terms: np.ndarray | fl
         return Accuracy(gradient, None, None, nonfinite, norm(g), known.precision, known.slices)
     rows = known.slices or 1
     sizes = np.broadcast_to(np.atleast_1d(terms), (rows,))
-    each = [
-        bits_lost(a, b, known.precision, float(t))
-        for a, b, t in zip(g.reshape(rows, -1), ref.reshape(rows, -1), sizes, strict=True)
-    ]
+    proven = [None] * rows if zeros is None else [bool(z.all()) for z in zeros.reshape(rows, -1)]
+    each, scales = [], []
+    for a, b, t, zero in zip(g.reshape(rows, -1), ref.reshape(rows, -1), sizes, proven, strict=True):
+        scales.append(scale(norm(a - b), norm(b), float(t), known.precision, zero))
+        each.append(bits_lost(a, b, known.precision, scales[-1]))
+    structural = any(s != norm(b) for s, b in zip(scales, ref.reshape(rows, -1)))
     bits = np.array(each) if known.slices else each[0]
-    return Accuracy(gradient, ref, bits, nonfinite, norm(g), known.precision, known.slices)
+    return Accuracy(gradient, ref, bits, nonfinite, norm(g), known.precision, known.slices, structural)
 
 
-def bits_lost(g: np.ndarray, reference: np.ndarray, precision: int, terms: float = 0.0) -> float:
+def scale(gap: float, size: float, terms: float, precision: int, zero: bool | None = None) -> float:
+    """What the error `gap` of a gradient with a reference of norm `size` is measured against: `size`, or for a structural
+    zero the size of the `terms` that its last reduction adds up.
+
+    A structural zero is far below its terms, and nothing excludes that it is 0. Exact arithmetic tells (`zero`: whether it
+    may be 0). Where float64 alone does (None), its own error is that of the working precision, less by the ratio of the two;
+    and no less than the terms' rounding, as a gap may be small by luck.
+    """
+    if not size < STRUCTURAL_ZERO * terms:
+        return size
+    if zero is None:
+        zero = size <= FLOAT64_ERROR * max(terms, gap * 2.0**precision)
+    return terms if zero else size
+
+
+def bits_lost(g: np.ndarray, reference: np.ndarray, precision: int, size: float | None = None) -> float:
     r"""\(\mathrm{clip}(p + \log_2(\lVert g - g^* \rVert / s), 0, p)\).
 
-    s is the reference's norm, except for a structural zero (below 2⁻⁴⁰ of the size of the terms that its last reduction
-    added up), where it is that size. All p bits where g is not finite.
+    s is `size` (see `scale`), by default the reference's norm. All p bits where g is not finite.
     """
     if not np.isfinite(g).all():
         return float(precision)
-    gap, size = norm(g - reference), norm(reference)
-    if size < STRUCTURAL_ZERO * terms:
-        size = terms
+    gap, size = norm(g - reference), norm(reference) if size is None else size
     if gap == 0:
         return 0.0
     if size == 0 or not np.isfinite(gap):

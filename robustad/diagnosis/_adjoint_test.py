@@ -13,11 +13,13 @@ import numpy as np
 from robustad import _jaxpr
 from robustad.diagnosis._accuracy import norm, wide
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
-from robustad.diagnosis._leaves import precision_of
+from robustad.diagnosis._leaves import precision_of, rounded_to
+from robustad.diagnosis._nan_inputs import refuse_nan_that_reaches
 from robustad.diagnosis._options import count, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import slopes_of
 from robustad.diagnosis._program import without_aux
 from robustad.diagnosis._tracing import refuse_tracers
+from robustad.diagnosis._user_errors import told
 
 _CONSTANT = 8.0
 
@@ -102,7 +104,14 @@ def adjoint_test(
         refuse_tracers("adjoint_test", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
             taken = arguments(f, argnums, args, kwargs)
-            linear = _Linear(taken, _floating_outputs(taken, has_aux))
+            outputs = _floating_outputs(taken, has_aux)
+            linear = _Linear(taken, lambda leaves: outputs(leaves, taken.others))
+
+            def with_product(leaves: list[jax.Array], others: list[jax.Array]) -> Any:
+                values, pull = jax.vjp(lambda x: outputs(x, others), leaves)
+                return values, pull([jnp.ones_like(x) for x in values])
+
+            refuse_nan_that_reaches(taken, with_product, "the value or its derivative")
             random = np.random.default_rng(seed)
             rows = [linear.products(random) for _ in range(directions)]
         forward, backward, error, bound = (np.array(column, float) for column in zip(*rows))
@@ -119,9 +128,9 @@ def adjoint_test(
     return test
 
 
-def _floating_outputs(taken: Arguments, has_aux: bool) -> Callable[[list[jax.Array]], list[jax.Array]]:
-    def outputs(leaves: list[jax.Array]) -> list[jax.Array]:
-        out = without_aux(taken.call(leaves, taken.others), has_aux)
+def _floating_outputs(taken: Arguments, has_aux: bool) -> Callable[..., list[jax.Array]]:
+    def outputs(leaves: list[jax.Array], others: list[jax.Array]) -> list[jax.Array]:
+        out = without_aux(taken.call(leaves, others), has_aux)
         return [x for x in map(jnp.asarray, jax.tree.leaves(out)) if _jaxpr.is_inexact(x)]
 
     return outputs
@@ -137,7 +146,7 @@ class _Linear:
         except AuditError:
             raise
         except Exception as error:  # whatever the user's code raises
-            raise AuditError(f"`f` cannot be traced: {type(error).__name__}: {str(error).strip()[:1500]}") from error
+            raise AuditError(f"`f` cannot be traced: {told(error)}") from error
         if not shapes:
             raise AuditError("`f` returns no floating array, so it has no derivative; cast its output to float32.")
         self.shapes = shapes
@@ -183,7 +192,7 @@ def _parts(xs: Sequence[Any]) -> list[jax.Array]:
 def _precision(program: _jaxpr.Body) -> int:
     """Bits of the narrowest dtype that a program computes in."""
     rounded = [
-        precision_of(_jaxpr.aval(var).dtype)
+        rounded_to(site.equation, var)
         for site in _jaxpr.sites(program)
         if any(_jaxpr.is_inexact(v) for v in site.equation.invars)
         for var in site.equation.outvars

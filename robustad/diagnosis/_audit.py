@@ -16,12 +16,14 @@ from robustad.arithmetic._ball_cost import program_cost
 from robustad.arithmetic._shadow import Shadow
 from robustad.diagnosis import _causes
 from robustad.diagnosis._accuracy import Accuracy, accuracy, bits_lost, wide
-from robustad.diagnosis._arguments import Arguments, AuditError
+from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._blame import blame
 from robustad.diagnosis._contribution import contributions
 from robustad.diagnosis._divergence import divergence, divergences, with_decision
 from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
+from robustad.diagnosis._leaves import format_of, rounded_to
+from robustad.diagnosis._nan_inputs import refuse_nan
 from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._options import is_number, name_of, refuse_no_function
 from robustad.diagnosis._program import Audited, derivative_program
@@ -29,7 +31,7 @@ from robustad.diagnosis._ranking import MOST_RANKED, rank
 from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
 from robustad.diagnosis._tracing import refuse_tracers
-from robustad.diagnosis._truth import truth
+from robustad.diagnosis._truth import Truth, truth
 
 log = logging.getLogger("robustad")
 
@@ -132,7 +134,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
             refuted = exact.refutes(highs)
             outputs = [o if t is None else Shadow(o.working, jnp.asarray(t)) for o, t in zip(outputs, exact.outputs)]
             known = [t is not None for t in exact.outputs]
-            verdict = _verdict(audited, outputs, sizes, threshold, known)
+            verdict = _verdict(audited, outputs, sizes, threshold, exact)
             # Where balls have grown too wide for what is wrong, float64's twins tell more.
             if _in_float64(audited) or (refuted and all(known[k] for k, *_ in verdict.wrong)):
                 bits_needed = exact.bits
@@ -157,7 +159,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         if wrong and not found:
             blamed = blame(audited, wrong, bool(nonfinite), bits_needed)
             if nonfinite and not blamed:
-                _refuse_nan(audited.arguments)
+                refuse_nan(audited.arguments, "the value or the gradient")
             found, others = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
             notes = [*others, *notes]
     notes = [*notes, *lost(audited), *unreferenced(audited, leaves)]
@@ -194,7 +196,8 @@ Wrong: TypeAlias = tuple[int, str, Accuracy | None, np.ndarray]
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Verdict:
     """leaves, value (reference, bits lost): the outputs beside their references. names: of the outputs behind ok = False.
-    wrong: those, and the value where it is worth a note. doubtful: whether some reference is missing, or is a plain 0."""
+    wrong: those, and the value where it is worth a note. doubtful: whether some reference is missing, is a plain 0, or was
+    taken for one."""
 
     leaves: list[Accuracy]
     value: tuple[Any, float | None]
@@ -208,21 +211,28 @@ def _verdict(
     outputs: Sequence[Shadow],
     sizes: dict[_jaxpr.Path, jax.Array],
     threshold: float,
-    exact: Sequence[bool] | None = None,
+    exact: Truth | None = None,
 ) -> _Verdict:
-    """The outputs beside their references, float64's or, where `exact`, better ones, which float64 programs have too."""
+    """The outputs beside their references, float64's or, where `exact` has them, better ones, which float64 programs have
+    too."""
     value, *gradients = outputs
+    nothing = [None] * len(outputs)
+    truths, zeros = (exact.outputs, exact.zeros[1:]) if exact else (nothing, nothing[1:])
     in_value, *in_leaves = [
-        dataclasses.replace(known, precision=known.precision or (53 if good else None))
-        for known, good in zip(audited.outputs, exact or [False] * len(outputs))
+        dataclasses.replace(known, precision=known.precision or (None if true is None else 53))
+        for known, true in zip(audited.outputs, truths, strict=True)
     ]
-    leaves = [accuracy(g.working, g.high, known, known.terms_size(sizes)) for g, known in zip(gradients, in_leaves)]
+    leaves = [
+        accuracy(g.working, g.high, known, known.terms_size(sizes), zero)
+        for g, known, zero in zip(gradients, in_leaves, zeros, strict=True)
+    ]
     reference, value_bits = _value(value, in_value.precision)
     wrong = _wrong(audited.names, value, leaves, threshold)
     names = {name for _, name, *_ in wrong}
     if "value" not in names and (value_bits or 0.0) > threshold * (in_value.precision or 53):
         wrong.append((0, "value", None, np.ones(1, bool)))  # worth a note, though it decides nothing
-    doubtful = any(leaf.reference is None or not leaf.reference.any() for leaf in leaves) or not np.any(reference)
+    unsure = (leaf.reference is None or not leaf.reference.any() or leaf.structural_zero for leaf in leaves)
+    doubtful = any(unsure) or not np.any(reference)
     return _Verdict(leaves, (reference, value_bits), wrong, names, doubtful)
 
 
@@ -269,15 +279,8 @@ def _value(value: Shadow, precision: int | None) -> tuple[Any, float | None]:
 
 def _dtype(audited: Audited) -> str:
     """The narrowest float dtype of the audit, by its short name."""
-    narrowest = min((leaf.precision or 53 for leaf in [*audited.leaves, audited.value]), default=53)
-    return {53: "f64", 24: "f32", 11: "f16", 8: "bf16"}.get(narrowest, f"floats of {narrowest} bits of precision")
-
-
-def _refuse_nan(taken: Arguments) -> None:
-    for title, x in taken.inputs:
-        if _jaxpr.is_inexact(x) and (count := int(jnp.isnan(x).sum())):
-            raise AuditError(
-                f"the inputs hold NaN: {count} of {x.size} elements of a {x.dtype}{list(x.shape)} array in `{title}`, and "
-                "it reaches the value or the gradient. No equation of the program made it: clean that input, then audit. "
-                "If it is masked, mask it before it is used, not after: f(jnp.where(jnp.isnan(x), 0., x))."
-            )
+    narrowest = min((leaf.precision or 53 for leaf in audited.outputs), default=53)
+    made = [(site.equation, var) for site in audited.flow.sites.values() for var in site.equation.outvars]
+    named = [format_of(eqn, var) for eqn, var in made if _jaxpr.is_inexact(var) and rounded_to(eqn, var) == narrowest]
+    named.sort(key=lambda name: name.startswith("e"))  # a dtype's own name, where there is one
+    return [*named, {53: "f64", 24: "f32", 11: "f16"}.get(narrowest, "bf16")][0]

@@ -72,6 +72,7 @@ def blame(
     if len(sites) > MOST_SITES:
         raise AuditError(f"{len(sites)} equations are too many to track origins through: {MOST_SITES} are the most.")
     numbers = {site.path: k + 1 for k, site in enumerate(sites)}
+    primal = flow.equations(flow.ancestors(flow.outputs[0]))
     found: list[Blamed] = []
     default = audited.value.precision or 53
     for precision in sorted({(a.precision if a else None) or default for _, _, a, _ in wrong}):
@@ -82,7 +83,8 @@ def blame(
             if ((leaf.precision if leaf else None) or default) == precision:
                 for (number, event, invalid), share in _shares(outs[k], failing).items():
                     site = sites[number - 1]
-                    group = groups.setdefault((site.location or site.path, event), _Group())
+                    place = (site.location or site.path, site.path in primal)
+                    group = groups.setdefault((place, event), _Group())
                     group.add(name, share, (number, event, invalid))
         found += _looked_at(audited, precision, _largest(list(groups.values())), sites, nonfinite, bits)
     return sorted(found, key=lambda b: -max(b.shares.values()))
@@ -113,7 +115,8 @@ def _records(
 
 
 class _Group:
-    """The equations of one statement that suffer one event: they are one cause, their largest speaks for all."""
+    """The equations of one statement, in the value's program or behind it, that suffer one event: they are one cause, their
+    largest speaks for all."""
 
     def __init__(self) -> None:
         self.shares: dict[str, float] = {}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from robustad import _jaxpr
 from robustad._jaxpr import Location, Site
 from robustad.arithmetic._origin import Event, Invalid
-from robustad.diagnosis._blame import DECISIVE, Blamed
+from robustad.diagnosis._blame import DECISIVE, NOTED, Blamed
 from robustad.diagnosis._finding import Finding
 from robustad.diagnosis._program import Audited
 from robustad.diagnosis._ranking import Ranked
@@ -30,7 +30,7 @@ def findings(
     nonfinite: set[str],
     bits: dict[str, float | None],
 ) -> tuple[list[Finding], list[Finding]]:
-    """(decisive causes, the rest): one finding a statement.
+    """(decisive causes, the rest): one finding a statement; and where a finite value is wrong, a note of what makes it so.
 
     `wrong`: the outputs behind ok = False; `nonfinite`: those that are not finite; `bits`: the most bits that each output
     has lost; `ranked`: what the error of some outputs is made of.
@@ -38,18 +38,29 @@ def findings(
     audited = reader.audited
     merged: dict[object, Finding] = {}
     decisive: set[object] = set()
+    shares: dict[object, float] = {}
+    of_value: dict[object, Finding] = {}
     for b in blamed:
         finding = _finding(reader, b, ranked, nonfinite, bits)
         key = (finding.file, finding.line) if finding.line else b.site.path
-        if max((share for name, share in b.shares.items() if name in wrong), default=0.0) >= DECISIVE:
-            decisive.add(key)
+        for name, share in b.shares.items():
+            here = key, b.event, name
+            shares[here] = shares.get(here, 0.0) + share
+            if name in wrong and shares[here] >= DECISIVE:
+                decisive.add(key)
+        if "value" not in wrong and b.shares.get("value", 0.0) >= DECISIVE:
+            alone = dataclasses.replace(finding, reaches=("value",), bits_lost=bits.get("value"))
+            of_value[key] = _merged(of_value[key], alone) if key in of_value else alone
+            if all(b.shares.get(name, 0.0) < NOTED for name in wrong):
+                continue  # what made the value wrong did not make the gradient so, though it may be the same statement
         merged[key] = _merged(merged[key], finding) if key in merged else finding
     if wrong and not decisive:
         decisive.update(list(merged)[:1])
     if wrong and not merged:
         merged[None] = _nowhere(tuple(name for name in bits if name in nonfinite), audited)
         decisive.add(None)
-    return [f for k, f in merged.items() if k in decisive], [f for k, f in merged.items() if k not in decisive]
+    found = [f for k, f in merged.items() if k in decisive]
+    return found, [*of_value.values(), *(f for k, f in merged.items() if k not in decisive)]
 
 
 def _merged(first: Finding, other: Finding) -> Finding:
@@ -105,7 +116,9 @@ def _finding(
     committed, condition = _committed(reader, b, ranked)
     if committed is not None and b.event in _LOSSES and condition >= CONDITION and committed.primitive not in ADDING:
         kind = "ill-conditioned"
-    cause, remedy = sentences(b, kind, primitive, forward, where, gate)
+    right = "value" not in nonfinite and (bits.get("value") or 0.0) < b.precision / 2
+    softmax = kind == "underflow" and forward and reader.normalizes(site)
+    cause, remedy = sentences(b, kind, primitive, forward, where, gate, right, softmax)
     made_at = reader.statement(committed) if committed is not None else None
     if where is None or (made_at is not None and (made_at.file, made_at.line) == (where.file, where.line)):
         made_at = None  # at no other place

@@ -14,6 +14,7 @@ from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
 from robustad.diagnosis._grad_check_report import GradCheck, LeafCheck
 from robustad.diagnosis._judgement import judged, known
+from robustad.diagnosis._nan_inputs import refuse_nan_that_reaches
 from robustad.diagnosis._options import count, is_number, name_of, numpy_seed, refuse_no_function, refuse_no_rtol
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import Probes, from_coordinates, probes
@@ -63,8 +64,9 @@ def grad_check(
     Raises:
         ValueError: what `rad.audit` refuses; an option out of range.
 
-    At kinks (relu and abs at 0, equal maxima) every value between the one-sided derivatives is right. `stop_gradient` is
-    respected. Straight-through estimators are not the derivative of the value, and are reported.
+    At kinks (relu and abs at 0, equal maxima) every value between the one-sided derivatives is right. What passes through
+    `stop_gradient` counts as a constant, for the differences too: a straight-through estimator that is written with it,
+    x + stop_gradient(round(x) - x), is ok. One by a custom rule is not the derivative of its value, and is reported.
 
     >>> import jax
     >>> from robustad.diagnosis import grad_check
@@ -79,7 +81,11 @@ def grad_check(
     def check(*args: Any, **kwargs: Any) -> GradCheck:
         refuse_tracers("grad_check", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
-            return _run(f, derivative_program(f, argnums, has_aux, args, kwargs), options)
+            audited = derivative_program(f, argnums, has_aux, args, kwargs)
+            refuse_nan_that_reaches(
+                audited.arguments, jax.value_and_grad(audited.function), "the value or the gradient"
+            )
+            return _run(f, audited, options)
 
     return check
 
@@ -116,6 +122,7 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
     checks: list[LeafCheck] = []
     notes: list[str] = []
     first: Point | None = None
+    undefined = False
     for scale in options.scales:
         scaled = [_scaled(x, scale) for x in leaves]
         if lost := [name for name, x, y in zip(audited.arguments.names, leaves, scaled) if _unscalable(x, y)]:
@@ -131,6 +138,7 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
                 program = derivative_program(function, 0, False, (scaled, others), {})
             at = point(program)
             first = first or at
+            undefined |= order == 1 and np.isnan(at.value)
             notes += at.notes
             found, said = _checked(at, audited.arguments.names, order, scale, options)
             checks += found
@@ -139,7 +147,7 @@ def _run(f: Any, audited: Audited, options: _Options) -> GradCheck:
         raise AuditError(f"`scales`={options.scales!r}: the arguments leave their dtype's range at every one of them.")
     return GradCheck(
         checks=tuple(checks),
-        ok=all(check.ok for check in checks),
+        ok=all(check.ok for check in checks) and not undefined,
         reference="exact" if first.slopes.exact else "float64",
         value=first.value,
         value_reference=first.value_reference,
@@ -179,6 +187,8 @@ def _of_the_value(at: Point, options: _Options) -> list[str]:
     expected, value = at.value_reference, at.value
     precision = at.audited.value.precision or 53
     tolerance = options.rtol or 2.0 ** (-precision / 2)
+    if np.isnan(value):
+        return ["the value is NaN, which has no derivative; robustad.audit names the statement that makes it."]
     if expected is None or not np.isfinite(expected) or abs(value - expected) <= tolerance * abs(expected):
         return []
     if abs(expected) < 2.0**-126 and abs(value) < 2.0**-126:

@@ -67,7 +67,7 @@ class GradCheck:
 
     Attributes:
         checks: one `LeafCheck` for each leaf, mode, order and scale.
-        ok: all of them are.
+        ok: all of them are, and no value is NaN.
         reference: what the gradient was compared with: "exact" or "float64" differences of the value.
         value, value_reference: the value at the first scale, and without rounding (None where it is not known).
         notes: what was left out, and why.

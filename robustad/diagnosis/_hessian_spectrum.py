@@ -18,6 +18,7 @@ from robustad.diagnosis._jacobian_operator import ROWS, WHOLE, JacobianOperator,
 from robustad.diagnosis._on_host import on_host
 from robustad.diagnosis._options import count, name_of, refuse_no_function, refuse_no_key, refuse_no_rtol
 from robustad.diagnosis._program import checked_scalar, without_aux
+from robustad.diagnosis._user_errors import told
 
 
 def hessian_eigenvalues(
@@ -212,7 +213,7 @@ def _hessian(
         raise
     except (TypeError, ValueError, NotImplementedError) as error:
         raise AuditError(
-            f"`{name}` cannot be differentiated twice: {type(error).__name__}: {str(error).strip()[:600]}\nMost likely (a) "
+            f"`{name}` cannot be differentiated twice: {told(error, 600)}\nMost likely (a) "
             "a while loop: use lax.scan, or lax.fori_loop of a static length; (b) a custom rule that has no derivative."
         ) from error
 

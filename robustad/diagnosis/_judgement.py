@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from robustad.diagnosis._accuracy import STRUCTURAL_ZERO, norm
+from robustad.diagnosis._accuracy import norm, scale
 from robustad.diagnosis._grad_check_report import LeafCheck
 from robustad.diagnosis._point import Gradient
 from robustad.diagnosis._probes import Probes, coordinates, from_coordinates
@@ -120,12 +120,12 @@ def _lossy(a: np.ndarray, b: np.ndarray, gradient: Gradient, rtol: float, size: 
     """Which elements belong to a leaf, or to a slice of it, that has lost more than its share of digits.
 
     A sample of a leaf's elements is measured against its share of the norm of all. A structural zero is measured against
-    the terms that cancel to it: what is proven to be 0, or in float64 what is far below its terms.
+    the terms that cancel to it (see `scale`).
     """
 
     def lossy(x: np.ndarray, y: np.ndarray, terms: float, size: float) -> bool:
-        structural_zero = size == 0 if gradient.proven else size < STRUCTURAL_ZERO * terms
-        return norm(x - y) > rtol * (terms if structural_zero else size)
+        gap, zero = norm(x - y), size == 0 if gradient.proven else None
+        return gap > rtol * scale(gap, size, terms, gradient.precision, zero)
 
     whole = gradient.working.size
     rows = gradient.slices or 1

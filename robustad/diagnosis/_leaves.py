@@ -9,7 +9,7 @@ import numpy as np
 
 from robustad import _jaxpr
 from robustad._flow import Edge, Flow, Node
-from robustad._jaxpr import Path, Scan
+from robustad._jaxpr import Equation, Path, Scan
 
 # Data moves, changes sign or dtype, or is added up: the sum behind it is still the last reduction.
 _SEEN_THROUGH = frozenset(
@@ -35,8 +35,9 @@ class Terms:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """precision: significant bits of the narrowest float dtype that the leaf's computation passes through, or None where
-    it is wholly in float64. slices: length of the scan that runs over the leaf's first axis, or None."""
+    """precision: significant bits of the narrowest float dtype (or `lax.reduce_precision`) that the leaf's computation
+    passes through, or None where it is wholly in float64. slices: length of the scan that runs over the leaf's first axis,
+    or None."""
 
     precision: int | None
     slices: int | None
@@ -53,6 +54,21 @@ def precision_of(dtype: object) -> int:
     return jnp.finfo(dtype).nmant + 1
 
 
+def rounded_to(eqn: Equation, var: Any) -> int:
+    """Significant bits that an equation rounds its floating output `var` to; `lax.reduce_precision` rounds to fewer than its
+    dtype holds."""
+    bits = precision_of(_jaxpr.aval(var).dtype)
+    return min(bits, eqn.params["mantissa_bits"] + 1) if eqn.primitive.name == "reduce_precision" else bits
+
+
+def format_of(eqn: Equation, var: Any) -> str:
+    """The short name of that format: a dtype's, or `e8m7` and its like for a `lax.reduce_precision`."""
+    dtype, params = _jaxpr.aval(var).dtype, eqn.params
+    if rounded_to(eqn, var) < precision_of(dtype):
+        return f"e{params['exponent_bits']}m{params['mantissa_bits']}"
+    return jnp.finfo(dtype).dtype.name.replace("float", "f")
+
+
 def leaves(flow: Flow, parameters: Sequence[Node | None], gradients: Sequence[tuple[Node, ...]]) -> list[Leaf]:
     """What the program tells of its outputs `gradients`, the derivatives for the inputs `parameters`.
 
@@ -64,7 +80,7 @@ def leaves(flow: Flow, parameters: Sequence[Node | None], gradients: Sequence[tu
         if any(_jaxpr.is_inexact(v) for v in site.equation.invars) and _jaxpr.control(site.equation) is None:
             for var in site.equation.outvars:
                 if _jaxpr.is_inexact(var):
-                    rounded.setdefault(precision_of(_jaxpr.aval(var).dtype), []).append((site.path[:-1], var))
+                    rounded.setdefault(rounded_to(site.equation, var), []).append((site.path[:-1], var))
     reached = {precision: flow.descendants(nodes) for precision, nodes in sorted(rounded.items())}
 
     def known(parameter: Node | None, gradient: tuple[Node, ...]) -> Leaf:

@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from robustad import _jaxpr
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments
 from robustad.diagnosis._coordinates import Coordinates, epsilon, working_dtype
 from robustad.diagnosis._directions import directions, seed_of
 from robustad.diagnosis._lyapunov_report import LyapunovExponents
+from robustad.diagnosis._nan_inputs import refuse_nan_that_reaches
 from robustad.diagnosis._on_host import on_host
 from robustad.diagnosis._options import count, is_number, name_of, refuse_no_function, refuse_no_key
+from robustad.diagnosis._user_errors import told
 
 BLOCKS = 32
 ALL = 32  # components: of a state of as many, all exponents by default; of a larger one as many
@@ -64,7 +67,8 @@ def lyapunov_exponents(
         verdict "diverged", the step, and NaN for exponents.
 
     Raises:
-        ValueError: an option out of range; on calling: `step` does not return what it takes; there is no floating array.
+        ValueError: an option out of range; on calling: `step` does not return what it takes; there is no floating array;
+            NaN in the arguments, and nothing else, makes the next state NaN.
         TypeError: on calling: `step` uses a `jax.custom_vjp` function, which has no forward mode.
 
     Example:
@@ -119,6 +123,8 @@ def _run(
     taken = arguments(step, 0, args, kwargs)
     name = name_of(step)
     _refuse_another_state(taken, args[0], name)
+    if not any(map(_jaxpr.is_traced, [*taken.leaves, *taken.others])):
+        refuse_nan_that_reaches(taken, taken.call, "the state after a step")
     space = Coordinates.of(taken.leaves, working_dtype(taken.leaves))
     n = space.size
     if k is not None and k > n:
@@ -242,7 +248,7 @@ def _refuse_another_state(taken: Arguments, state: Any, name: str) -> None:
     try:
         out = jax.eval_shape(taken.call, taken.leaves, taken.others)
     except (TypeError, ValueError, IndexError, jax.errors.JAXTypeError) as error:
-        raise AuditError(f"`{name}` cannot be traced: {type(error).__name__}: {str(error).strip()[:1500]}") from error
+        raise AuditError(f"`{name}` cannot be traced: {told(error)}") from error
     if jax.tree.structure(out) != jax.tree.structure(state):
         raise AuditError(
             f"`{name}` must return a state like the one it takes: got {jax.tree.structure(out)}, expected "

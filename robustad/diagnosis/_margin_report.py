@@ -160,7 +160,7 @@ def _lines(found: BranchMargins, most: int = 12) -> Iterator[str]:
     n, wrong = len(found.margins), sum(m.otherwise for m in found.margins)
     verdict = "OK" if found.ok else f"NOT OK   {wrong} decided otherwise in float64"
     counted = f"{n} predicate{'s' * (n != 1)}"
-    yield f"{f'branch margins of {found.function}   {counted}':<58}{verdict}"
+    yield f"{f'branch margins of {found.function}   {counted}':<56}  {verdict}"
     shown = [*found.diverging, *(m for m in found.margins if not m.diverges)]
     for m in shown[:most]:
         where = "an unknown place" if m.file == "<unknown>" else f"{os.path.basename(m.file)}:{m.line}"

@@ -15,6 +15,7 @@ from robustad._jaxpr import Body, Path
 from robustad.arithmetic._shadow import DECIDING
 from robustad.diagnosis._arguments import Arguments, AuditError, arguments, distinct
 from robustad.diagnosis._leaves import Leaf, leaves
+from robustad.diagnosis._user_errors import told
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def derivative_program(
         name = getattr(f, "__name__", "the function")
         how = "jax.jit(f) under jax.jvp" if mode == "jvp" else "jax.jit(jax.value_and_grad(f))"
         raise AuditError(
-            f"`{name}` cannot be traced and differentiated: {type(e).__name__}: {_message(e)}\n"
+            f"`{name}` cannot be traced and differentiated: {told(e)}\n"
             f"The audit traces it as `{how}` would; make that call work first. Likely causes: "
             "(a) Python control flow on an array: use jnp.where or lax.cond; (b) an argument that must be static: bind it "
             "with functools.partial; (c) wrong arguments or shapes."
@@ -181,10 +182,6 @@ def _forward(f: Callable[..., Any], shape: Any) -> tuple[list[str], Callable[[Se
         return [whole, *made]
 
     return names, like, moved
-
-
-def _message(e: Exception) -> str:
-    return str(e).strip()[:1500] or "(no message)"
 
 
 def _kind(out: Any) -> str:

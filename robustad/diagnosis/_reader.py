@@ -4,7 +4,7 @@ import functools
 
 from robustad import _jaxpr
 from robustad._flow import Flow
-from robustad._jaxpr import Location, Scan, Site
+from robustad._jaxpr import Location, Path, Scan, Site
 from robustad.arithmetic import _shadow
 from robustad.diagnosis._blame import Blamed
 from robustad.diagnosis._program import Audited
@@ -16,6 +16,10 @@ _LINEAR = (
 )
 _SUMS = frozenset({"add", "sub", "reduce_sum", "cumsum", "dot_general"})
 _KEEPING = _shadow.MOVING | {"neg", "convert_element_type", "reduce_sum", "add_any"}
+
+
+_NORMALIZING = _shadow.MOVING | _SUMS | {"div", "convert_element_type", "integer_pow"}
+"""What makes a softmax of exponentials."""
 
 
 class Reader:
@@ -52,7 +56,10 @@ class Reader:
         return here.pop() if len(here) == 1 else site.primitive
 
     def rule_of(self, site: Site) -> Site | None:
-        """The one nonlinear equation of the value, at the same statement, of which all that is not a cotangent comes."""
+        """The one nonlinear equation of the value, at the same statement, of which all that is not a cotangent comes.
+
+        The sum of the cotangents of several uses of a value is no part of the rule that made one of them.
+        """
         sources: dict[object, Site] = {}
         seen, stack = {site.path}, [site]
         while stack:
@@ -68,13 +75,59 @@ class Reader:
                 else:
                     stack.append(s)
         nonlinear = [s for s in sources.values() if s.primitive not in _LINEAR]
-        return nonlinear[0] if len(nonlinear) == 1 and len(sources) == 1 else None
+        if len(nonlinear) != 1 or len(sources) != 1:
+            return None
+        return None if self._adds_uses(site, nonlinear[0]) else nonlinear[0]
+
+    def _adds_uses(self, site: Site, function: Site) -> bool:
+        """Whether it adds up what comes back from several uses of a value, of which an elementwise function is one.
+
+        The rule of such a function multiplies; where it adds (tanh's, (g + g y) (1 - y)), it adds to a cotangent that it has
+        already multiplied the same times a factor.
+        """
+        if not site.transposed or function.primitive not in _shadow.ELEMENTWISE:
+            return False
+        if site.primitive != "add_any":
+            return site.primitive in ("reduce_sum", "scatter-add", "dot_general")
+        made = [self.flow.makers((site.path[:-1], v)) for v in site.equation.invars if _jaxpr.literal(v) is None]
+        behind = [self._behind(sites, function) for sites in made]
+        if len(behind) < 2 or not all(function.path in paths for paths in behind):
+            return True
+        return not any(s.path in behind[1 - k] for k, sites in enumerate(made[:2]) for s in sites)
+
+    def _behind(self, sites: list[Site], function: Site) -> set[Path]:
+        """The equations at the statement of a function from which those of `sites` come, back to the function."""
+        stack = [s for s in sites if s.location == function.location]
+        seen = {s.path for s in stack}
+        while stack:
+            site = stack.pop()
+            if site.path != function.path:
+                before = [s for s in self.flow.operands(site.path) if s.location == function.location]
+                stack += [s for s in before if s.path not in seen]
+                seen.update(s.path for s in before)
+        return seen
 
     def mirrors(self, site: Site) -> bool:
         """Whether it does to tangents what the same statement does to values: forward mode repeats every sum."""
         if not self.audited.directions or not site.transposed or site.primitive not in _SUMS:
             return False
         return any(s.primitive == site.primitive and self.is_primal(s) for s in self.at.get(site.location, ()))
+
+    def normalizes(self, site: Site) -> bool:
+        """Whether it divides exponentials by a sum of exponentials: a softmax, whoever wrote it."""
+        if site.primitive not in ("div", "mul"):
+            return False
+        summed, stack, seen = False, [site], {site.path}
+        while stack:
+            for s in self.flow.operands(stack.pop().path):
+                if s.path in seen or s.primitive == "exp":
+                    continue
+                if s.primitive not in _NORMALIZING:
+                    return False
+                summed |= s.primitive in _SUMS
+                seen.add(s.path)
+                stack.append(s)
+        return summed
 
     def untaken(self, site: Site) -> Site | None:
         """The select whose untaken branch sends a zero cotangent into an equation."""

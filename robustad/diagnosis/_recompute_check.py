@@ -17,6 +17,7 @@ from robustad.arithmetic._ball_cost import TooLargeError
 from robustad.arithmetic._ball_walk import exact_outputs
 from robustad.diagnosis._accuracy import norm, wide
 from robustad.diagnosis._first_pass import shadow_program
+from robustad.diagnosis._nan_inputs import refuse_nan_that_reaches
 from robustad.diagnosis._options import name_of, refuse_no_function
 from robustad.diagnosis._point import MOST
 from robustad.diagnosis._program import Audited, derivative_program
@@ -117,7 +118,11 @@ def recompute_check(
     def check(*args: Any, **kwargs: Any) -> RecomputeCheck:
         refuse_tracers("recompute_check", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
-            return _run(f, derivative_program(f, argnums, has_aux, args, kwargs))
+            audited = derivative_program(f, argnums, has_aux, args, kwargs)
+            refuse_nan_that_reaches(
+                audited.arguments, jax.value_and_grad(audited.function), "the value or the gradient"
+            )
+            return _run(f, audited)
 
     return check
 

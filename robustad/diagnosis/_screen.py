@@ -28,7 +28,7 @@ def _lines(report: Report, notes: bool) -> Iterator[Line]:
     n = len(report.findings)
     verdict = "OK" if report.ok else f"NOT OK   {n} cause{'s' * (n != 1)}"
     against = "" if report.dtype == "f64" else f"   {report.dtype} against f64"
-    yield Line(f"{f'audit {report.function}{against}':<58}{verdict}", "bold green" if report.ok else "bold red")
+    yield Line(f"{f'audit {report.function}{against}':<56}  {verdict}", "bold green" if report.ok else "bold red")
     lost = "no reference" if report.value_bits_lost is None else f"{report.value_bits_lost:.1f} bits lost"
     value = np.asarray(report.value)
     shown = (
@@ -59,9 +59,9 @@ def _leaves(leaves: Sequence[LeafSummary], threshold: float) -> Iterator[Line]:
     good = sorted((row for row in rows if not row[2]), key=lambda row: -row[3])
     shown, most = bad[:12], max(3, 10 - len(bad))
     for name, text, _, _ in shown:
-        yield Line(f"{name:<58}{text}", "red")
+        yield Line(f"{name:<56}  {text}", "red")
     for name, text, _, _ in good[:most]:
-        yield Line(f"{name:<58}{text}")
+        yield Line(f"{name:<56}  {text}")
     rest = len(rows) - len(shown) - min(len(good), most)
     if rest:
         yield Line(f"... {rest} more", "dim")

@@ -24,9 +24,20 @@ SOLVING = frozenset("cholesky triangular_solve lu eigh svd qr geqrf householder_
 
 
 def sentences(
-    b: Blamed, kind: str, primitive: str, forward: bool, where: Location | None, gate: Site | None
+    b: Blamed,
+    kind: str,
+    primitive: str,
+    forward: bool,
+    where: Location | None,
+    gate: Site | None,
+    right: bool,
+    softmax: bool,
 ) -> tuple[str, str]:
-    """(cause, remedy) of a finding; `gate`: the select whose untaken branch is to blame."""
+    """(cause, remedy) of a finding.
+
+    `gate`: the select whose untaken branch is to blame. `right`: whether the value is. `softmax`: whether exponentials are
+    divided by their sum.
+    """
     got, true = (float(x) for x in b.sample["out"])
     name = b.site.primitive
     info = jnp.finfo(next(_jaxpr.aval(v).dtype for v in b.site.equation.outvars if _jaxpr.is_inexact(v)))
@@ -41,7 +52,7 @@ def sentences(
             return cause, _overflow_remedy(text, name, dtype)
         case "underflow":
             cause = f"`{name}` gives {shown}{step}: below the smallest normal {dtype} ({_number(float(info.tiny))})."
-            return cause, _underflow_remedy(text, name, dtype, forward)
+            return cause, _underflow_remedy(text, name, dtype, forward, softmax)
         case "cancellation":
             pair = f" ({_number(inputs[0][0])} and {_number(inputs[1][0])})" if len(inputs) == 2 else ""
             cause = f"`{name}` cancels nearly equal terms{pair}{step}: what is left, {shown}, is their rounding."
@@ -53,7 +64,8 @@ def sentences(
                 "term, such as jnp.log1p or jnp.expm1."
             )
         case "unstable-derivative":
-            cause = f"the derivative rule of `{primitive}` computes {shown} by `{name}`{step}; the value is right."
+            cause = f"the derivative rule of `{primitive}` computes {shown} by `{name}`{step}"
+            cause += "; the value is right." if right else "."
             return cause, (
                 f"give `{primitive}` here a derivative that does not cancel or leave the range (jax.custom_jvp), or "
                 "rewrite the statement in log-space or in terms of what does not saturate."
@@ -126,7 +138,7 @@ def _overflow_remedy(text: str, name: str, dtype: str) -> str:
     return "rescale the operands before this statement, or carry it in log-space."
 
 
-def _underflow_remedy(text: str, name: str, dtype: str, forward: bool) -> str:
+def _underflow_remedy(text: str, name: str, dtype: str, forward: bool, softmax: bool) -> str:
     if not forward:
         return "scale the loss (dynamic loss scaling, optax.contrib or jmp), or keep this cotangent in float32."
     for pattern, remedy in (
@@ -137,8 +149,15 @@ def _underflow_remedy(text: str, name: str, dtype: str, forward: bool) -> str:
     ):
         if re.search(pattern, text):
             return f"{remedy}."
+    if softmax:
+        return (
+            "jax.nn.log_softmax(z), which is z - jax.nn.logsumexp(z), in place of the quotient of exponentials and log "
+            "(of one z and a constant: jax.nn.log_sigmoid)."
+        )
     if name == "exp":
         return "stay in log-space: jax.nn.logsumexp, jax.nn.log_softmax or jax.scipy.stats' logpdf in place of exp and log."
+    if name == "div":
+        return "carry the quotient in log-space: log(a / b) is log(a) - log(b)."
     return "carry the product in log-space, or rescale it at every step."
 
 
@@ -148,6 +167,10 @@ def _cancellation_remedy(text: str) -> str:
         (r"exp\(", "use jnp.expm1"),
         (r"erf\(", "use the complement: jax.scipy.special.erfc, or log_ndtr for its logarithm"),
         (r"sqrt\(.*-.*sqrt\(", "multiply by the conjugate: sqrt(a) - sqrt(b) is (a - b) / (sqrt(a) + sqrt(b))"),
+        (
+            r"sqrt\(.*\)\s*-|-.*sqrt\(",
+            "multiply by the conjugate: sqrt(a) - b is (a - b**2) / (sqrt(a) + b), with a - b**2 by its own formula",
+        ),
         (
             r"(\*\*\s*2|square\(|\*).*\)\s*-\s.*(\*\*\s*2|square\(|\*)",
             "subtract the mean before squaring (jnp.var), or use a difference of factors",

@@ -11,6 +11,7 @@ import numpy as np
 from robustad.arithmetic._ball import flint, to_float
 from robustad.diagnosis._accuracy import wide
 from robustad.diagnosis._arguments import AuditError
+from robustad.diagnosis._nan_inputs import refuse_nan_that_reaches
 from robustad.diagnosis._options import count, is_number, name_of, numpy_seed, refuse_no_function
 from robustad.diagnosis._point import Point, point
 from robustad.diagnosis._probes import coordinates, steps_like
@@ -114,7 +115,11 @@ def taylor_test(
     def test(*args: Any, **kwargs: Any) -> TaylorTest:
         refuse_tracers("taylor_test", (args, kwargs))
         with jax.debug_nans(False), jax.debug_infs(False), jax.disable_jit(False):
-            at = point(derivative_program(f, argnums, has_aux, args, kwargs))
+            audited = derivative_program(f, argnums, has_aux, args, kwargs)
+            refuse_nan_that_reaches(
+                audited.arguments, jax.value_and_grad(audited.function), "the value or the gradient"
+            )
+            at = point(audited)
             random = np.random.default_rng(seed)
             found = [_along(at, random) for _ in range(directions)]
         slopes = tuple(slope for slope, _ in found)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from robustad import _jaxpr
 from robustad._jaxpr import Body
 from robustad.diagnosis._arguments import AuditError
+from robustad.diagnosis._user_errors import told
 
 
 def traced(f: Callable[..., Any], name: str, tool: str, *examples: Any) -> tuple[Body, Any]:
@@ -23,7 +24,7 @@ def traced(f: Callable[..., Any], name: str, tool: str, *examples: Any) -> tuple
         raise
     except Exception as error:  # whatever the user's code raises
         raise AuditError(
-            f"`{name}` cannot be traced: {type(error).__name__}: {str(error).strip()[:1500] or '(no message)'}\n"
+            f"`{name}` cannot be traced: {told(error)}\n"
             f"`{tool}` traces it as `jax.jit(f)` would; make that call work first. Likely causes: (a) Python control flow "
             "on an array: use jnp.where or lax.cond; (b) an argument that must be static: bind it with functools.partial; "
             "(c) wrong arguments or shapes."

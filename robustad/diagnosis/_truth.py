@@ -28,10 +28,11 @@ REFUTED = 2.0**-6
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Truth:
-    """outputs: the exact value and gradient leaves, rounded to float64; None where they are undefined or not known. bits:
-    the precision that it took."""
+    """outputs: the exact value and gradient leaves, rounded to float64; None where they are undefined or not known. zeros:
+    which of their elements may be 0. bits: the precision that it took."""
 
     outputs: list[np.ndarray | None]
+    zeros: list[np.ndarray]
     bits: int
 
     def refutes(self, highs: Sequence[np.ndarray]) -> bool:
@@ -80,4 +81,4 @@ def truth(audited: Audited, records: Mapping[Path, Any], limit: float) -> Truth 
         log.debug("no exact reference: equation by equation the program decides otherwise")
         return None
     known = [r.value if r.determined.all() and np.isfinite(r.value).all() else None for r in results]
-    return Truth(known, walk.bits)
+    return Truth(known, [r.zeros for r in results], walk.bits)
