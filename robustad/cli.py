@@ -151,7 +151,9 @@ def audit(
         if save:
             _target.save(save, f, given, named)
         which = argnums[0] if len(argnums) == 1 else argnums
-        report = robustad.audit(f, argnums=which, has_aux=has_aux, threshold=threshold)(*given, **named)
+        report = robustad.audit(f, argnums=which, has_aux=has_aux, threshold=threshold, stabilized=True)(
+            *given, **named
+        )
     if html:
         html.write_text(report.to_html(), encoding="utf-8")
         print(f"robustad: wrote {html}", file=sys.stderr)

@@ -23,6 +23,7 @@ from robustad.diagnosis._divergence import divergence, divergences, with_decisio
 from robustad.diagnosis._exact_ranking import exact_rank
 from robustad.diagnosis._first_pass import shadow_program
 from robustad.diagnosis._leaves import format_of, rounded_to
+from robustad.diagnosis._mending import Stabilized, with_remedies
 from robustad.diagnosis._nan_inputs import refuse_nan
 from robustad.diagnosis._notes import lost, unreferenced
 from robustad.diagnosis._options import is_number, name_of, refuse_no_function
@@ -32,6 +33,7 @@ from robustad.diagnosis._reader import Reader
 from robustad.diagnosis._report import Report, summary
 from robustad.diagnosis._tracing import refuse_tracers
 from robustad.diagnosis._truth import Truth, truth
+from robustad.rewriting import Rewrite, stabilize
 
 log = logging.getLogger("robustad")
 
@@ -46,6 +48,7 @@ def audit(
     order: int = 1,
     tangents: Any = None,
     ranking: bool | None = None,
+    stabilized: bool = False,
 ) -> Callable[..., Report]:
     r"""Where, why and how badly is the gradient of `f` wrong?
 
@@ -70,6 +73,8 @@ def audit(
         order: 2 audits the derivative of the gradient in one direction v, a Hessian-vector product: `Report.value` is
             \(\langle \nabla f, v \rangle\), and the leaves are \(\nabla^2 f\, v\).
         tangents: the direction that mode "jvp" and order 2 take, like the differentiated arguments; by default ones.
+        stabilized: whether to look, where the gradient is not good, at that of `robustad.stabilize(f)` too, at the cost of
+            another first pass: `Report.stabilized` has its bits lost, and the remedies name its replacements.
         ranking: whether `Report.ranking` lists which statements made the errors. None: where the gradient is not good.
 
     Returns:
@@ -103,6 +108,8 @@ def audit(
         )
     if ranking is not None and not isinstance(ranking, bool):
         raise AuditError(f"`ranking` must be True, False or None (where the gradient is not good); got {ranking!r}.")
+    if not isinstance(stabilized, bool):
+        raise AuditError(f"`stabilized` must be True or False; got {stabilized!r}.")
     if tangents is not None and mode == "vjp" and order == 1:
         raise AuditError('`tangents` belong to mode="jvp" or order=2; the gradient takes none. Leave them out.')
 
@@ -115,6 +122,12 @@ def audit(
             log.info("tracing the gradient")
             audited = derivative_program(f, argnums, has_aux, args, kwargs, mode, order, tangents)
             report = _run(audited, f, float(threshold), ranking)
+            if stabilized and not report.ok:
+                log.info("the same of stabilize(%s)", report.function)
+                program = derivative_program(stabilize(f), argnums, has_aux, args, kwargs, mode, order, tangents)
+                after = _after(program, float(threshold), stabilize(f).rewrites(*args, **kwargs))
+                findings = with_remedies(report.findings, after)
+                report = dataclasses.replace(report, stabilized=after, findings=findings)
             return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
     return audited
@@ -181,6 +194,15 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         leaves=tuple(summary(name, leaf, ranked.get(name)) for name, leaf in zip(audited.names, leaves)),
         ranking=contributions(reader, ranked),
     )
+
+
+def _after(audited: Audited, threshold: float, rewrites: Sequence[Rewrite]) -> Stabilized:
+    """The verdict on a stabilized function, without causes."""
+    with jax.enable_x64(True):
+        (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
+        verdict = _verdict(audited, [value, *gradients], sizes, threshold)
+    lost = {name: leaf.worst for name, leaf in zip(audited.names, verdict.leaves)}
+    return Stabilized(not verdict.names, lost | {"value": verdict.value[1]}, tuple(rewrites))
 
 
 EXACT_LIMIT = 3e6

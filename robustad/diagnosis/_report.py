@@ -9,6 +9,7 @@ import numpy as np
 from robustad.diagnosis._accuracy import Accuracy, norm, wide
 from robustad.diagnosis._contribution import Contribution
 from robustad.diagnosis._finding import Finding
+from robustad.diagnosis._mending import Stabilized
 from robustad.diagnosis._ranking import Ranked
 from robustad.diagnosis._strict_json import strict_json
 
@@ -69,6 +70,7 @@ class Report:
             up the leaf's, largest first: `Contribution`s. Empty where the gradient is good, unless asked for.
         seconds: how long the audit took.
         leaves: a `LeafSummary` of each gradient leaf, in order.
+        stabilized: what `robustad.stabilize` makes of it, if asked for (`audit(f, stabilized=True)`) and not ok.
     """
 
     value: Any
@@ -87,6 +89,7 @@ class Report:
     equations: int = dataclasses.field(metadata={"static": True})
     leaves: tuple[LeafSummary, ...] = dataclasses.field(metadata={"static": True})
     ranking: tuple[Contribution, ...] = dataclasses.field(default=(), metadata={"static": True})
+    stabilized: Stabilized | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def _size(self) -> float:
@@ -125,6 +128,7 @@ class Report:
             "leaves": {leaf.name: dataclasses.asdict(leaf) for leaf in self.leaves},
             "findings": [dataclasses.asdict(f) | {"source": f.source} for f in self.findings],
             "notes": [dataclasses.asdict(f) | {"source": f.source} for f in self.notes],
+            "stabilized": None if self.stabilized is None else dataclasses.asdict(self.stabilized),
             "ranking": [dataclasses.asdict(c) | {"source": c.source} for c in self.ranking],
         }
         return strict_json(held, **options)

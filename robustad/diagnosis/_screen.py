@@ -38,6 +38,8 @@ def _lines(report: Report, notes: bool) -> Iterator[Line]:
     )
     yield Line(f"value  {shown:<51}{lost}")
     yield from _leaves(report.leaves, report.threshold)
+    if report.stabilized is not None:
+        yield from _stabilized(report)
     for k, finding in enumerate(report.findings, 1):
         yield from _finding(f"{k} ", finding, "bold red")
     if notes:
@@ -48,6 +50,18 @@ def _lines(report: Report, notes: bool) -> Iterator[Line]:
     counted = f"{others} note{'s' * (others != 1)}" + (" (--all)" if others and not notes else "")
     where = "shadow lost " + ("at " + ", ".join(places) if places else "nowhere")
     yield Line(f"{counted}   {where}   {report.equations} equations, {report.seconds:.1f} s", "dim")
+
+
+def _stabilized(report: Report) -> Iterator[Line]:
+    """Bits before and after."""
+    after = report.stabilized
+    assert after is not None
+    before = max((leaf.worst for leaf in report.leaves if leaf.worst is not None), default=None)
+    then = max((b for name, b in after.bits_lost.items() if b is not None and name != "value"), default=None)
+    lost = "no reference" if before is None or then is None else f"{before:.1f} -> {then:.1f} bits lost at most"
+    replaced = len([r for r in after.rewrites if r.rule != "derivative"])
+    text = f"with rad.stabilize ({replaced} replacement{'s' * (replaced != 1)})"
+    yield Line(f"{text:<56}  {lost}{'   OK' if after.ok else ''}", "green" if after.ok else "yellow")
 
 
 def _leaves(leaves: Sequence[LeafSummary], threshold: float) -> Iterator[Line]:

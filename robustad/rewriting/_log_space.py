@@ -89,7 +89,7 @@ def log_of_carried(term: Term, rw: Rewriter) -> Term | None:
         return None
     kind = "log-space"
     reason = "what is under the logarithm leaves the range of the dtype long before its logarithm does"
-    before, after = f"log({_outline(operand)})", "the same sum of logarithms, by logsumexp and its kin"
+    before, after = f"log({_outline(operand)})", "its logarithm by sums of logarithms and logsumexp"
     told = {"before": before, "after": after, "reason": reason, "elementwise": True}
     if got.rest is None:
         return replaced(term, kind, lambda a: a, [got.log], **told)
@@ -116,7 +116,7 @@ def log1p_of_carried(term: Term, rw: Rewriter) -> Term | None:
     )  # fmt: skip
 
 
-def _outline(term: Term, depth: int = 3) -> str:
+def _outline(term: Term, depth: int = 5) -> str:
     """A term as a formula, to a few levels."""
     term = unwrapped(term)
     if (value := scalar(term)) is not None:
@@ -127,8 +127,10 @@ def _outline(term: Term, depth: int = 3) -> str:
     signs = {"add": " + ", "sub": " - ", "mul": " · ", "div": " / "}
     if term.name in signs and len(inner) == 2:
         return f"({signs[term.name].join(inner)})"
-    if term.name in ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type"):
+    if term.name in ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "stop_gradient", "transpose"):
         return inner[0]
+    if term.name in ("slice", "dynamic_slice", "gather"):
+        return f"{inner[0]}[…]"
     names = {"reduce_sum": "sum", "reduce_prod": "prod", "reduce_max": "max", "logistic": "sigmoid"}
     return f"{names.get(term.name, term.name)}({', '.join(inner)})"
 

@@ -161,8 +161,8 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
     r"""The same function, accurate in value and derivatives.
 
     `f` is traced and its program rewritten: unstable shapes become their stable twins, value and derivative rule together.
-    `jax.grad(stabilize(f))`, `jax.hessian`, `jax.jvp`, `jax.jit`, `jax.vmap`, `lax.scan`, `jax.checkpoint` and `shard_map` of
-    it work as of `f`; it is a decorator too. What is replaced:
+    `jax.grad(stabilize(f))`, `jax.hessian`, `jax.jvp`, `jax.jit`, `jax.vmap`, `lax.scan`, `jax.checkpoint` and `shard_map`
+    of it work as of `f`; it is a decorator too. What is replaced:
 
       - *Cancellation and 0/0* in elementwise expressions: differences of a function at neighbouring points, conjugate roots,
         removable singularities (by exact power series), rational functions, quotients of exponentials. The expression
@@ -177,9 +177,9 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
         Only a select, an extremum or a branch makes such a zero; a computed 0 · inf is rewritten to its limit or stays NaN.
       - *Sums in 16 bits*: those that a loop carries, and the cotangents of what it closes over, in float32.
 
-    What is not: custom derivatives of the user's (`jax.custom_jvp`, `jax.custom_vjp`), error-free transforms such as Kahan's
-    sum, primitives that no rule knows, and operations with effects, which run as they stand, once. Where nothing is replaced,
-    `f` itself is called, and the bits are its own. A program that is already a derivative cannot be mended:
+    What is not: custom derivatives of the user's (`jax.custom_jvp`, `jax.custom_vjp`), error-free transforms such as
+    Kahan's sum, primitives that no rule knows, and operations with effects, which run as they stand, once. Where nothing is
+    replaced, `f` itself is called, and the bits are its own. A program that is already a derivative cannot be mended:
     `stabilize(jax.grad(f))` is no worse than `jax.grad(f)`, but accurate is `jax.grad(stabilize(f))`.
 
     Args:
@@ -187,8 +187,8 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
         functions) stay as they are.
 
     Returns:
-      A function of the same signature and pytrees. `stabilize(f).rewrites(*args)` lists what is replaced for these arguments:
-      `Rewrites`, a tuple of `Rewrite`s, each with file, line and function of the user's, before, after and the reason.
+      A function of the same signature and pytrees. `stabilize(f).rewrites(*args)` lists what is replaced for these
+      arguments: `Rewrites`, a tuple of `Rewrite`s, each with file, line and function of the user's, before, after and the reason.
       Each call traces `f` anew: put it under `jax.jit`.
 
     Raises:
