@@ -1,4 +1,4 @@
-"""What `robustad.stabilize` would make of a gradient that is not good: its replacements as remedies, bits before and after."""
+"""What `robustad.stabilize` makes of a gradient that is not good: its replacements as remedies, bits before and after."""
 
 import dataclasses
 from collections.abc import Sequence

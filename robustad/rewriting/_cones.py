@@ -83,6 +83,8 @@ class Cones:
         value = scalar(term)
         if value is not None and term.floating:
             return const(value)
+        if term.name == "broadcast_in_dim" and not term.operands[0].shape and len(term.operands) == 1:
+            return self._expression(term.operands[0], rw) if term.floating else self._leaf(term)
         if not term.step.elementwise or (not root and (term in self._cut or rw.by_rule(term) is not None)):
             return self._leaf(term)
         if term.name in ("convert_element_type", "copy"):

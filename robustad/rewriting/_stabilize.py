@@ -188,7 +188,8 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
       A function of the same signature and pytrees. `stabilize(f).rewrites(*args)` lists what is replaced for these
-      arguments: `Rewrites`, a tuple of `Rewrite`s, each with file, line and function of the user's, before, after and the reason.
+      arguments: `Rewrites`, a tuple of `Rewrite`s, each with file, line and function of the user's, before, after and the
+      reason.
       Each call traces `f` anew: put it under `jax.jit`.
 
     Raises:
