@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from robustad.stability._custom_jvp import custom_jvp
 
