@@ -8,6 +8,8 @@ import pytest
 from jax import lax
 from jax.scipy import special
 
+from robustad.rewriting._twins_elementwise import acos_of_contraction
+from robustad.rewriting._twins_special import bessel_i0, bessel_i1
 from tests._subset import thinned
 from tests._ulp import ulps
 from tests.rewriting._oracle import FUNCTIONS, Function, points, words
@@ -94,6 +96,8 @@ def test_division_in_every_range():
             _close(first(x, y), (np.float32(1 / y64), np.float32(-x64 / y64**2)))
             for g in (second, forward):
                 _close(g(x, y), np.float32(2 * x64 / y64**3))
+    negated = jax.jit(jax.grad(lambda x, y: -f(x, y), 1))
+    _close(negated(1e-25, 1e-25), 1e25)  # XLA would divide x by y²
     assert jax.grad(plain, 1)(1e-25, 1e-25) == -jnp.inf
     _close(jax.grad(f, 1)(1e-25, 1e-25), -1e25)
     assert jax.grad(f, 1)(1.0, 0.0) == -jnp.inf and jnp.isnan(jax.grad(f, 1)(0.0, 0.0))
@@ -159,9 +163,10 @@ def test_the_remainder_counts_as_it_divides():
 def test_the_angle_in_every_range():
     """P24."""
     f = twinned(jnp.arctan2)
-    for y, x in [(1e-30, 1e-30), (3e30, -4e30), (1e-20, 1.0), (-2.0, 1e-25), (2e-38, 4e-38)]:
+    for y, x in [(1e-30, 1e-30), (3e30, -4e30), (1e-20, 1.0), (-2.0, 1e-25), (2e-38, 4e-38), (3e38, 2e38)]:
         h = float(np.float32(x)) ** 2 + float(np.float32(y)) ** 2
-        _close(jax.grad(f, (0, 1))(y, x), (x / h, -y / h))
+        for run in (jax.grad(f, (0, 1)), jax.jit(jax.grad(f, (0, 1)))):
+            _close(run(y, x), (x / h, -y / h))
     assert jax.grad(f, (0, 1))(jnp.inf, 1.0) == (0, 0) and jnp.isnan(jax.grad(f)(0.0, 0.0))
     assert jnp.isinf(jax.grad(jnp.arctan2)(1e-30, 1e-30))
     jax.tree.map(_close, jax.hessian(f, (0, 1))(1.0, 2.0), ((-0.16, -0.12), (-0.12, 0.16)))
@@ -222,6 +227,19 @@ def test_poles_of_the_gamma_function():
         _close([g(x), jax.grad(g)(x)], truth, 2e-5)
     with pytest.raises(ValueError, match="with respect to m"):
         jax.grad(twinned(lax.polygamma))(2.0, 1.0)
+
+
+def test_functions_for_shapes():
+    """What stands for more than one equation: exp|x| times a scaled Bessel function, the arc cosine of a contraction."""
+    for x in (1e-30, 0.5, 7.0, -3.0):
+        i0, i1 = (float(mp.besseli(n, x)) for n in (0, 1))
+        y = jnp.float32(x)
+        _close([bessel_i0(y), jax.grad(bessel_i0)(y), jax.grad(bessel_i1)(y)], [i0, i1, i0 - i1 / x], 2e-5)
+    assert jax.grad(bessel_i1)(jnp.float32(0)) == 0.5
+    p = jnp.array([0.3, 0.7])
+    slope = jax.jit(jax.grad(lambda p: acos_of_contraction(jnp.vdot(jnp.sqrt(p), jnp.sqrt(jnp.array([0.3, 0.7]))))))(p)
+    np.testing.assert_array_equal(slope, 0)  # P17
+    _close(jax.grad(acos_of_contraction)(jnp.float32(0.9)), jax.grad(jnp.arccos)(0.9))
 
 
 def test_incomplete_functions_have_densities():
