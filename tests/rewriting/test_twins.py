@@ -215,10 +215,7 @@ def test_poles_of_the_gamma_function():
     f = twinned(special.digamma)
     for g in (f, jax.jit(f)):
         assert g(0.0) == -jnp.inf and jax.grad(g)(0.0) == jnp.inf and g(-0.0) == jnp.inf
-    assert (
-        jnp.isnan(special.digamma(0.0))
-        and abs(jax.grad(special.digamma)(-8.65) / float(mp.polygamma(1, -8.65)) - 1) > 0.1
-    )
+    assert abs(jax.grad(special.digamma)(-8.65) / float(mp.polygamma(1, -8.65)) - 1) > 0.1
     assert jnp.isnan(f(-1.0)) and jax.grad(f)(-1.0) == jnp.inf
     assert jax.grad(twinned(special.gammaln))(0.0) == -jnp.inf
     g = twinned(lambda x: special.polygamma(1, x))
