@@ -89,7 +89,7 @@ def _elementwise_rule(kernel: _Kernel, primals: Sequence[Array], tangents: Seque
         y = _elementwise(kernel, *primals)
         x = aligned(primals)
         terms = [
-            _spread(term(_spread(t, y), y, *x), y)
+            _spread(term(_spread(jnp.asarray(t), y), y, *x), y)
             for term, t in zip(kernel.terms, tangents)
             if not isinstance(t, SymbolicZero)
         ]

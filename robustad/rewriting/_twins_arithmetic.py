@@ -10,6 +10,7 @@ from jax import Array, lax
 from robustad._jaxpr import Equation
 from robustad.stability import _plane, _power
 from robustad.stability._elementwise import elementwise as accurate
+from robustad.stability._words import opaque
 
 from ._twin import Arrays, Bound, Entry, by_slope, by_terms, constant, elementwise, is_real, smooth
 
@@ -21,8 +22,11 @@ def _divide_by(t: Array, q: Array, x: Array, y: Array) -> Array:
 
 
 def _divided_into(t: Array, q: Array, x: Array, y: Array) -> Array:
-    """In this order the transpose is (cotangent · q)/y, whose derivative never has 1/y² by itself."""
-    return divide(t, y) * -q
+    """In this order the transpose is (cotangent · q)/y, whose derivative never has 1/y² by itself.
+
+    The opaque 1 keeps XLA from making x/(y y) of (x/y)/y, where the cotangent is ±1.
+    """
+    return divide(t, y) * -(q * opaque(1.0, q))
 
 
 def _divide_transposed(linear: tuple[int, ...], cotangent: Array, x: Array, y: Array) -> tuple[Array]:
@@ -118,26 +122,25 @@ def _same(t: Array, r: Array, x: Array, y: Array) -> Array:
 # ---- the angle of a point
 
 
-def _on_unit_square(y: Array, x: Array) -> tuple[Array, Array, Array]:
-    """y/m, x/m and m = max(|x|, |y|)."""
+def _over_square(a: Array, y: Array, x: Array) -> Array:
+    """a/(x² + y²) for a coordinate a: all in units of m, the larger one, and by its inverse, since XLA makes
+    a/(m m) of (a/m)/m. The quarter keeps the inverse of a large m normal."""
     m = lax.max(lax.abs(x), lax.abs(y))
-    return y / m, x / m, m
-
-
-def _over_square(a: Array, b: Array, c: Array, m: Array) -> Array:
-    return lax.select(m == np.inf, constant(m, 0), (a / (b * b + c * c)) / m)
+    quarter = lax.select(m > 1, constant(m, 0.25), constant(m, 1))
+    inverse = 1 / (m * quarter)
+    a, x, y = ((z * quarter) * inverse for z in (a, x, y))
+    slope = ((a / (x * x + y * y)) * inverse) * quarter
+    return lax.select(m == np.inf, constant(m, 0), slope)
 
 
 @smooth(_plane._angle_yy, _plane._angle_xy)
 def _angle_y(y: Array, x: Array) -> Array:
-    b, a, m = _on_unit_square(y, x)
-    return _over_square(a, a, b, m)
+    return _over_square(x, y, x)
 
 
 @smooth(_plane._angle_xy, _plane._angle_xx)
 def _angle_x(y: Array, x: Array) -> Array:
-    b, a, m = _on_unit_square(y, x)
-    return _over_square(-b, a, b, m)
+    return _over_square(-y, y, x)
 
 
 TABLE: dict[str, Entry] = {

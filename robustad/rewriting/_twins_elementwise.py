@@ -6,6 +6,7 @@ Not here, since the plain derivative is right: exp, log, log1p, sin, cos, tan, s
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
@@ -74,6 +75,22 @@ def _acos_slope(x: Array) -> Array:
 def _far(x: Array) -> Array:
     """|x| from which on 1 is lost beside x²."""
     return lax.abs(x) > _logarithm.square_hides_1(x)
+
+
+def _within_rounding(x: Array) -> Array:
+    """Whether x is ±1, or beyond, but for rounding."""
+    return lax.abs(x) >= 1 - 4 * float(jnp.finfo(x.dtype).eps)
+
+
+def _acos_term(t: Array, y: Array, x: Array) -> Array:
+    at_kink = _within_rounding(x)
+    slope = _acos_slope(lax.select(at_kink, constant(x, 0), x))
+    return lax.select(at_kink, constant(t, 0), t * slope)
+
+
+# For the cosine that a contraction of two unit vectors is: it exceeds 1 by rounding, and where the vectors agree, a finite
+# kink of the angle, the subgradient is 0.
+acos_of_contraction = elementwise(lambda x: lax.acos(lax.clamp(constant(x, -1), x, constant(x, 1))), _acos_term)
 
 
 @smooth(accurate()(_hyperbolic._asinh_second))

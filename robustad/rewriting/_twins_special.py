@@ -132,6 +132,21 @@ def _i1e_slope(x: Array) -> Array:
     return _by_series(_i1e_slope_near, 1, lax.abs(x))
 
 
+def _i1_slope(x: Array) -> Array:
+    """e⁻ʸ (I₀(x) - I₁(x)/x), y = |x|: 1/2 at 0."""
+    tiny = lax.abs(x) < float(jnp.finfo(x.dtype).eps)
+    safe = lax.select(tiny, constant(x, 1), x)
+    return lax.select(tiny, constant(x, 0.5), lax.bessel_i0e(safe) - lax.bessel_i1e(safe) / safe)
+
+
+def _grown(x: Array, scaled: Array) -> Array:
+    return lax.exp(lax.abs(x)) * scaled
+
+
+# The products that `jax.scipy.special.i0` and `i1` are made of: differentiated factor by factor, I₀ + (I₁ - I₀) cancels.
+bessel_i1 = elementwise(lambda x: _grown(x, lax.bessel_i1e(x)), lambda t, y, x: t * _grown(x, _i1_slope(x)))
+bessel_i0 = elementwise(lambda x: _grown(x, lax.bessel_i0e(x)), lambda t, y, x: t * bessel_i1(x))
+
 # ---- the inverse error function
 
 
