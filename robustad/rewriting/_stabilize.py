@@ -10,7 +10,8 @@ from jax import Array
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Equation
-from robustad.rewriting import _log_space as _log_space  # the rules register themselves
+from robustad.rewriting import _inlined as _inlined  # the rules register themselves
+from robustad.rewriting import _log_space as _log_space
 from robustad.rewriting import _moments as _moments
 from robustad.rewriting import _scaled_loops as _scaled_loops
 from robustad.rewriting import _softmax as _softmax

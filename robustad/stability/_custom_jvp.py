@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, jaxpr_as_fun
@@ -89,7 +88,10 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
 
     def _on_leaves(self, static: tuple[Any, ...], tree: Any, primals: Sequence[Any], tangents: Sequence[Any]):
         # JAX hands over the literals of a program as Python numbers that know their dtype.
-        primals = [np.asarray(p, getattr(p, "dtype", None)) if isinstance(p, int | float) else p for p in primals]
+        with jax.enable_x64(True):  # pyright: ignore[reportAttributeAccessIssue]
+            primals = [
+                jnp.asarray(p, getattr(p, "dtype", None)) if isinstance(p, int | float) else p for p in primals
+            ]
         if not self._symbolic_zeros:
             tangents = [ad.instantiate_zeros(t) for t in tangents]
         tangents = [SymbolicZero(t.aval) if type(t) is ad.Zero else t for t in tangents]
