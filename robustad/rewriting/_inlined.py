@@ -5,8 +5,8 @@ from jax import Array
 
 from robustad.rewriting._graph import Term, unwrapped
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
-from robustad.rewriting._twins_elementwise import acos_of_contraction
-from robustad.rewriting._twins_special import bessel_i0, bessel_i1
+from robustad.rewriting.twins._elementwise import acos_of_contraction
+from robustad.rewriting.twins._special import bessel_i0, bessel_i1
 
 _BESSEL = {"bessel_i0e": ("i0", bessel_i0), "bessel_i1e": ("i1", bessel_i1)}
 
@@ -30,7 +30,7 @@ def bessel(term: Term, rw: Rewriter) -> Term | None:
 
 @rule("acos")
 def angle(term: Term, rw: Rewriter) -> Term | None:
-    """arccos of a scalar product: of a vector with itself the product rounds to 1 or beyond, and the derivative to -inf or NaN.
+    """arccos of a scalar product: that of equal unit vectors rounds to 1 or beyond, and the derivative to -inf or NaN.
 
     The angle has a kink there, and its smallest subgradient is 0.
     """

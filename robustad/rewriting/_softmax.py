@@ -9,11 +9,11 @@ import math
 from jax import Array, lax
 
 from robustad import stability as st
-from robustad.rewriting._composites import composite
-from robustad.rewriting._composites_reductions import first_axes
 from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._layout import is_spread_of, reduced_axes, spread
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
+from robustad.rewriting.twins._composites import composite
+from robustad.rewriting.twins._composites_reductions import first_axes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from robustad.rewriting import _scaled_loops as _scaled_loops
 from robustad.rewriting import _softmax as _softmax
 from robustad.rewriting import _weights as _weights
 from robustad.rewriting._accumulators import Wide, wide_in, wide_input, wide_sum
-from robustad.rewriting._composites import ELEMENTWISE, composite
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
@@ -26,7 +25,8 @@ from robustad.rewriting._guard import guarded
 from robustad.rewriting._report import Rewrite, Rewrites, Untouched
 from robustad.rewriting._rewriter import Rewriter, place_of
 from robustad.rewriting._traced import Traced
-from robustad.rewriting._twins import twin
+from robustad.rewriting.twins._composites import ELEMENTWISE, composite
+from robustad.rewriting.twins._primitives import twin
 
 _OPENED = ("jit", "pjit", "closed_call", "core_call", "call", "eval_jaxpr")
 

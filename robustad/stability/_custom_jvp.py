@@ -89,9 +89,7 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
     def _on_leaves(self, static: tuple[Any, ...], tree: Any, primals: Sequence[Any], tangents: Sequence[Any]):
         # JAX hands over the literals of a program as Python numbers that know their dtype.
         with jax.enable_x64(True):  # pyright: ignore[reportAttributeAccessIssue]
-            primals = [
-                jnp.asarray(p, getattr(p, "dtype", None)) if isinstance(p, int | float) else p for p in primals
-            ]
+            primals = [jnp.asarray(p, getattr(p, "dtype", None)) if isinstance(p, int | float) else p for p in primals]
         if not self._symbolic_zeros:
             tangents = [ad.instantiate_zeros(t) for t in tangents]
         tangents = [SymbolicZero(t.aval) if type(t) is ad.Zero else t for t in tangents]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Equation
-from robustad.rewriting._composites import composite
-from robustad.rewriting._twin import Twin
-from robustad.rewriting._twins import twin
+from robustad.rewriting.twins._composites import composite
+from robustad.rewriting.twins._primitives import twin
+from robustad.rewriting.twins._twin import Twin
 
 
 def replacement(eqn: Equation) -> Twin | None:

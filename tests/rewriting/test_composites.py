@@ -8,8 +8,8 @@ import pytest
 from jax.scipy import special
 from jax.scipy.stats import norm as normal
 
-from robustad.rewriting._composites import composite
-from robustad.rewriting._shares import logsumexp, softmax
+from robustad.rewriting.twins._composites import composite
+from robustad.rewriting.twins._shares import logsumexp, softmax
 from tests._subset import thinned
 from tests.rewriting._walk import names, twinned
 

@@ -87,7 +87,9 @@ def test_rule(name: str) -> None:
     assert rule in {r.rule for r in stable.rewrites(given)}
     plain = np.asarray(f(given), np.float64)
     with np.errstate(invalid="ignore"):
-        assert not np.all(np.abs(plain - want) <= 1e-5 * np.abs(want)), "the plain form is right: the test shows nothing"
+        assert not np.all(np.abs(plain - want) <= 1e-5 * np.abs(want)), (
+            "the plain form is right: the test shows nothing"
+        )
     gradient = jax.grad(lambda x: jnp.sum(stable(x)))(given)
     assert not np.isnan(np.asarray(gradient)).any()
 

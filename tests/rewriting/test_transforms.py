@@ -189,7 +189,9 @@ def test_effects_run_once_and_in_order(capfd: pytest.CaptureFixture) -> None:
 
 def test_callbacks_pass_through() -> None:
     def f(x: Any) -> Any:
-        y = jax.pure_callback(lambda x: np.float32(2 * x), jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(x))
+        y = jax.pure_callback(
+            lambda x: np.float32(2 * x), jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(x)
+        )
         return softplus(x) + y
 
     assert jax.grad(rad.stabilize(f))(jnp.float32(100.0)) == 1.0

@@ -8,8 +8,8 @@ import pytest
 from jax import lax
 from jax.scipy import special
 
-from robustad.rewriting._twins_elementwise import acos_of_contraction
-from robustad.rewriting._twins_special import bessel_i0, bessel_i1
+from robustad.rewriting.twins._elementwise import acos_of_contraction
+from robustad.rewriting.twins._special import bessel_i0, bessel_i1
 from tests._subset import thinned
 from tests._ulp import ulps
 from tests.rewriting._oracle import FUNCTIONS, Function, points, words

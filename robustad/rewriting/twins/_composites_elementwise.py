@@ -13,10 +13,10 @@ from robustad import stability
 from robustad.stability import _logarithm, _logistic, _plane, _words
 from robustad.stability._elementwise import elementwise as accurate
 
+from ._elementwise import logistic
 from ._library import Call, of
 from ._log_add import log_sum_terms
 from ._twin import Term, constant, elementwise, smooth
-from ._twins_elementwise import logistic
 
 Row = tuple[str, Call, Callable[..., Array]]
 """Why, which library function, and its twin."""

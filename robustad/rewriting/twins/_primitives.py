@@ -3,25 +3,25 @@
 from robustad._jaxpr import Equation
 
 from . import (
-    _twins_arithmetic,
-    _twins_choices,
-    _twins_complex,
-    _twins_elementwise,
-    _twins_linalg,
-    _twins_products,
-    _twins_special,
+    _arithmetic,
+    _choices,
+    _complex,
+    _elementwise,
+    _linalg,
+    _products,
+    _special,
 )
 from ._twin import Entry, Twin
 
 TABLE: dict[str, Entry] = {}
 for _family in (
-    _twins_elementwise,
-    _twins_arithmetic,
-    _twins_choices,
-    _twins_special,
-    _twins_complex,
-    _twins_products,
-    _twins_linalg,
+    _elementwise,
+    _arithmetic,
+    _choices,
+    _special,
+    _complex,
+    _products,
+    _linalg,
 ):
     _again = TABLE.keys() & _family.TABLE.keys()
     if _again:

@@ -12,9 +12,9 @@ from robustad._jaxpr import Equation, aval
 from robustad.stability import _scaled
 from robustad.stability._custom_jvp import custom_jvp
 
+from ._choices import running
 from ._log_add import log_add
 from ._twin import Arrays, Entry, in_float64, is_real
-from ._twins_choices import running
 
 _Axes = tuple[int, ...]  # negative: leading axes may be added
 

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ._elementwise import logistic
 from ._library import of
 from ._twin import Term, constant, elementwise
-from ._twins_elementwise import logistic
 
 
 def _share(unit: float, t: Array, own: Array, other: Array) -> Array:
