@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax._src import checkify, source_info_util
+from jax._src.lax import lax as lax_internal
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import ad
 
@@ -75,6 +76,13 @@ def is_traced(x: Any) -> bool:
 def literal(atom: Any) -> np.ndarray | None:
     """The value of an atom that is a literal, in the dtype that the program gives it; None for a variable."""
     return np.asarray(atom.val, aval(atom).dtype) if isinstance(atom, Literal) else None
+
+
+def as_weak(x: Any, aval: Any) -> Any:
+    """`x` with a weak type where `aval` has one."""
+    if getattr(aval, "weak_type", False) and not jax.typeof(x).weak_type:
+        return lax_internal._convert_element_type(x, aval.dtype, weak_type=True)
+    return x
 
 
 def literal_value(atom: Any) -> Any:
@@ -270,6 +278,11 @@ def at(eqn: Equation | None) -> contextlib.AbstractContextManager[Any]:
     info = eqn.source_info
     name_stack = source_info_util.current_name_stack() + info.name_stack
     return source_info_util.user_context(info.traceback, name_stack=name_stack)
+
+
+def context(eqn: Equation) -> int:
+    """The switches under which an equation was written: JAX keeps one object for each combination."""
+    return id(eqn.ctx)
 
 
 def has_effects(eqn: Equation) -> bool:

@@ -121,11 +121,12 @@ def audit(
             started = time.perf_counter()
             log.info("tracing the gradient")
             audited = derivative_program(f, argnums, has_aux, args, kwargs, mode, order, tangents)
-            report = _run(audited, f, float(threshold), ranking)
+            report, references = _run(audited, f, float(threshold), ranking)
             if stabilized and not report.ok:
                 log.info("the same of stabilize(%s)", report.function)
-                program = derivative_program(stabilize(f), argnums, has_aux, args, kwargs, mode, order, tangents)
-                after = _after(program, float(threshold), stabilize(f).rewrites(*args, **kwargs))
+                better = stabilize(f)
+                program = derivative_program(better, argnums, has_aux, args, kwargs, mode, order, tangents)
+                after = _after(program, references, float(threshold), better.rewrites(*args, **kwargs))
                 findings = with_remedies(report.findings, after)
                 report = dataclasses.replace(report, stabilized=after, findings=findings)
             return dataclasses.replace(report, seconds=time.perf_counter() - started)
@@ -133,7 +134,8 @@ def audit(
     return audited
 
 
-def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Report:
+def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> tuple[Report, list[Any]]:
+    """The report, and the references of value and gradient leaves."""
     with jax.enable_x64(True):
         log.info("first pass: %d equations, in their own precision and in float64", len(audited.flow.sites))
         (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
@@ -176,7 +178,7 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
             found, others = _causes.findings(reader, blamed, ranked, names, nonfinite, bits)
             notes = [*others, *notes]
     notes = [*notes, *lost(audited), *unreferenced(audited, leaves)]
-    return Report(
+    report = Report(
         value=value.working,
         gradient=audited.like([leaf.gradient for leaf in leaves]),
         reference=audited.like([leaf.reference for leaf in leaves]),
@@ -194,13 +196,16 @@ def _run(audited: Audited, f: Any, threshold: float, ranking: bool | None) -> Re
         leaves=tuple(summary(name, leaf, ranked.get(name)) for name, leaf in zip(audited.names, leaves)),
         ranking=contributions(reader, ranked),
     )
+    known = [value_bits, *(leaf.bits_lost for leaf in leaves)]
+    return report, [o.high if bits is not None else None for o, bits in zip(outputs, known, strict=True)]
 
 
-def _after(audited: Audited, threshold: float, rewrites: Sequence[Rewrite]) -> Stabilized:
-    """The verdict on a stabilized function, without causes."""
+def _after(audited: Audited, references: Sequence[Any], threshold: float, rewrites: Sequence[Rewrite]) -> Stabilized:
+    """The verdict on a stabilized function, without causes, by the references of the original where there are any."""
     with jax.enable_x64(True):
-        (value, *gradients), sizes = shadow_program(audited)(*audited.operands)
-        verdict = _verdict(audited, [value, *gradients], sizes, threshold)
+        made, sizes = shadow_program(audited)(*audited.operands)
+        outputs = [o if r is None else Shadow(o.working, jnp.asarray(r)) for o, r in zip(made, references, strict=True)]
+        verdict = _verdict(audited, outputs, sizes, threshold)
     lost = {name: leaf.worst for name, leaf in zip(audited.names, verdict.leaves)}
     return Stabilized(not verdict.names, lost | {"value": verdict.value[1]}, tuple(rewrites))
 

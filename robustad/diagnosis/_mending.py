@@ -31,9 +31,10 @@ def _with_remedy(finding: Finding, after: Stabilized) -> Finding:
     if not here:
         return finding
     best = min(here, key=lambda r: ("derivative", "untaken-branch").index(r.rule) + 1 if r.rule in _LAST else 0)
-    lost = [after.bits_lost[name] for name in finding.reaches if after.bits_lost.get(name) is not None]
-    then = f"; then {max(b for b in lost if b is not None):.1f} bits are lost" if lost else ""
-    told = f" Or rad.stabilize, which does it: {best.before} -> {best.after}{then}."
+    lost = [b for name in finding.reaches if (b := after.bits_lost.get(name)) is not None]
+    if not lost or finding.bits_lost is None or max(lost) >= finding.bits_lost - 1:
+        return finding
+    told = f" Or rad.stabilize: {best.before} -> {best.after}; then {max(lost):.1f} bits are lost."
     return dataclasses.replace(finding, remedy=finding.remedy + told)
 
 

@@ -5,6 +5,7 @@ that a shape of equations is seen through them, and equal steps are one. A graph
 needs is not computed, and no derivative can come from it. Steps with effects are kept, in their order.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
@@ -64,14 +65,16 @@ class Step:
         object.__setattr__(step, "outputs", outputs)  # the two know each other
         return outputs
 
-    def on(self, operands: "Sequence[Term]", **changed: Any) -> "tuple[Term, ...]":
-        """The outputs of the same computation on other operands."""
+    def on(self, operands: "Sequence[Term]", **changed: Any) -> "Step":
+        """The same computation on other operands, or with something `changed`."""
         told = {
             f: getattr(self, f)
             for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "untouched", "masked")
         } | changed
         run = told.pop("run", self.run)
-        return Step.several(self.name, run, operands, [t.aval for t in self.outputs], **told)
+        step = Step(self.name, tuple(operands), run, **told)
+        object.__setattr__(step, "outputs", tuple(Term(step, i, t.aval) for i, t in enumerate(self.outputs)))
+        return step
 
     @property
     def params(self) -> dict[str, Any]:
@@ -203,7 +206,10 @@ def _key(eqn: Equation, ins: tuple[Term, ...]) -> Any:
     """Equal for equations that compute the same; None where that cannot be told."""
     if _jaxpr.control(eqn) is not None and eqn.primitive.name != "jit":  # whose programs JAX shares between calls
         return None
-    key = (eqn.primitive, tuple(map(id, ins)), tuple(sorted(eqn.params.items(), key=lambda item: item[0])))
+    if eqn.primitive.name == "rng_uniform":  # another draw each time
+        return None
+    params = tuple(sorted(eqn.params.items(), key=lambda item: item[0]))
+    key = (eqn.primitive, tuple(map(id, ins)), params, _jaxpr.context(eqn))
     try:
         hash(key)
     except TypeError:
@@ -225,19 +231,35 @@ def evaluate(outputs: Sequence[Term], effects: Sequence[Step], inputs: dict[Term
 
     for step in in_order([*effects, *(t.step for t in outputs)]):
         if step.name not in ("input", "constant"):
-            with _jaxpr.at(step.origin):
+            with _jaxpr.at(step.origin), _wide(step):
                 arrays = [read(t) for t in step.operands]
-                if (
-                    step.rewrite or step.equation is None
-                ):  # a function of arrays, which Python's and JAX's numbers are not
-                    arrays = [as_array(x, t) for x, t in zip(arrays, step.operands)]
-                known[step] = step.run(*arrays)
+                if _is_plain(step):
+                    known[step] = step.run(*arrays)
+                else:  # a function of arrays, which Python's and JAX's numbers are not
+                    made = step.run(*(as_array(x, t) for x, t in zip(arrays, step.operands)))
+                    known[step] = [_jaxpr.as_weak(x, t.aval) for x, t in zip(made, step.outputs)]
     return [as_array(read(t), t) for t in outputs]
+
+
+def _is_plain(step: Step) -> bool:
+    """Whether a step is its equation as it stands."""
+    return step.equation is not None and step.rewrite is None and not step.inside
+
+
+_WIDE = tuple(map(np.dtype, (np.float64, np.complex128, np.int64, np.uint64)))
+
+
+def _wide(step: Step) -> contextlib.AbstractContextManager[Any]:
+    """64-bit arrays may be made inside of `jax.enable_x64(True)` alone; a step is evaluated outside of the user's."""
+    terms = (*step.operands, *step.outputs)
+    if jax.config.jax_enable_x64 or not any(t.dtype in _WIDE for t in terms):  # pyright: ignore[reportAttributeAccessIssue]
+        return contextlib.nullcontext()
+    return jax.enable_x64(True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def as_array(x: Any, term: Term) -> Any:
     """The value of a term as an array."""
-    return x if isinstance(x, Array | np.ndarray) else jnp.asarray(x, term.dtype)
+    return x if isinstance(x, Array | np.ndarray) else _jaxpr.as_weak(jnp.asarray(x, term.dtype), term.aval)
 
 
 def in_order(roots: Iterable[Step]) -> list[Step]:
@@ -271,25 +293,31 @@ def is_elementwise(eqn: Equation) -> bool:
     return eqn.primitive.name in _ELEMENTWISE
 
 
+_MOVED = ("broadcast_in_dim", "reshape", "copy", "squeeze", "expand_dims")
+
+
 def scalar(term: Term) -> Fraction | float | None:
-    """The number that a term is, exactly, if it is a constant of equal entries; inf and nan as floats."""
-    while term.name in ("broadcast_in_dim", "reshape", "convert_element_type", "copy", "squeeze", "expand_dims"):
+    """The number that a term is, exactly, if it is a real constant of equal entries; inf and nan as floats."""
+    dtypes = [term.dtype]
+    while term.name in (*_MOVED, "convert_element_type"):
         (term,) = term.operands[:1]
+        dtypes.append(term.dtype)
     if term.name != "constant" or _jaxpr.is_traced(term.value) or np.size(term.value) != 1:
         return None
-    if not (term.floating or np.issubdtype(term.dtype, np.integer)):
+    if not all(jnp.issubdtype(d, jnp.floating) or jnp.issubdtype(d, jnp.integer) for d in dtypes):
         return None
-    number = float(np.asarray(term.value, term.dtype).reshape(()))
+    value = np.asarray(term.value).reshape(())
+    for dtype in reversed(dtypes):  # each conversion rounds
+        value = value.astype(dtype)
+    number = float(value)
     return Fraction(number) if np.isfinite(number) else number
 
 
 def is_constant(term: Term) -> bool:
-    """Whether a term is a constant of the program, or such a constant reshaped or converted."""
-    while term.name in ("broadcast_in_dim", "reshape", "convert_element_type", "copy", "squeeze", "iota"):
-        if term.name == "iota":
-            return True
+    """Whether a term is a constant of the program, perhaps moved or converted."""
+    while term.name in (*_MOVED, "convert_element_type"):
         (term,) = term.operands[:1]
-    return term.name == "constant" and not _jaxpr.is_traced(term.value)
+    return term.name == "iota" or (term.name == "constant" and not _jaxpr.is_traced(term.value))
 
 
 def made_by(term: Term, *names: str) -> bool:

@@ -63,7 +63,7 @@ def guarded(outputs: Sequence[Term], demanded: Demand = None, effects: Iterable[
         if step.name in ("max", "min", "clamp"):
             new[step] = [_decided(step, operands)]
             continue
-        new[step] = step.on(operands, rewrite=inserted or step.rewrite)
+        new[step] = step.on(operands, rewrite=inserted or step.rewrite).outputs
     return [seen(t) for t in outputs]
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
+
 from robustad.rewriting._graph import Term, scalar, unwrapped, widens
 
 
@@ -81,7 +84,7 @@ def mean_of(term: Term) -> tuple[Term, tuple[int, ...]] | None:
         size = 1
         for a in axes:
             size *= x.shape[a]
-        share = n if term.name == "div" else 1 / n
-        if abs(share - size) <= 1e-6 * size:
+        rounded = np.asarray(size if term.name == "div" else 1 / size, term.dtype).astype(float)
+        if abs(float(n) - rounded) <= float(jnp.finfo(term.dtype).eps) * (term.name == "mul") * rounded:
             return x, axes
     return None

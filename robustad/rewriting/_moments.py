@@ -110,6 +110,9 @@ def variance(term: Term, rw: Rewriter) -> Term | None:
         return None
     product, axes = of_product
     product = unwrapped(product)
+    left = [n for i, n in enumerate(product.shape) if i not in axes and n != 1]
+    if [n for n in term.shape if n != 1] != left:
+        return None  # repeated
     second = spread(term.operands[1]).source
     if (x := squared(product)) is not None:
         mean = squared(second)

@@ -41,21 +41,21 @@ class Rewriter:
     """What the terms of one program become: `rewriter(term)`.
 
     cones: the region that a term becomes, if any.
-    fallback: what the outputs of a step become that no rule wants.
+    fallback: what a step becomes that no rule wants.
     body: what the body of a loop becomes.
     """
 
     def __init__(
         self,
         cones: "Callable[[Term, Rewriter], Term | None]",
-        fallback: "Callable[[Step, Rewriter], Sequence[Term]]",
+        fallback: "Callable[[Step, Rewriter], Step]",
         body: "Callable[[Body], Callable[..., list[Array]]]",
     ):
         self._cones = cones
         self._fallback = fallback
         self.body = body
         self._known: dict[Term, Term] = {}
-        self._steps: dict[Step, Sequence[Term]] = {}
+        self._steps: dict[Step, Step] = {}
         self._by_rule: dict[Term, Term | None] = {}
 
     def __call__(self, term: Term) -> Term:
@@ -66,22 +66,33 @@ class Rewriter:
         return self._known[term]
 
     def _otherwise(self, term: Term) -> Term:
+        if not is_real_arithmetic(term):
+            return self.step(term.step).outputs[term.index]
         late = (f(term, self) for f in (self._cones, *LATE.get(term.name, ())))
-        return next((new for new in late if new is not None), None) or self.step(term.step)[term.index]
+        return next((new for new in late if new is not None), None) or self.step(term.step).outputs[term.index]
 
-    def step(self, step: Step) -> Sequence[Term]:
-        """The outputs of a step that no rule wants."""
+    def step(self, step: Step) -> Step:
+        """What a step becomes that no rule wants."""
         if step not in self._steps:
             self._steps[step] = self._fallback(step, self)
         return self._steps[step]
 
     def by_rule(self, term: Term) -> Term | None:
         """The replacement that a rule has for a term, if any."""
+        if not is_real_arithmetic(term):
+            return None
         if term not in self._by_rule:
             self._by_rule[term] = None  # a rule that asks for the term which it rewrites gets the plain one
             fired = (f(term, self) for f in RULES.get(term.name, ()))
             self._by_rule[term] = next((new for new in fired if new is not None), None)
         return self._by_rule[term]
+
+
+def is_real_arithmetic(term: Term) -> bool:
+    """Whether a term and what it is made of hold no complex numbers: the rules are of real functions."""
+    return bool(jnp.issubdtype(term.dtype, jnp.floating)) and not any(
+        jnp.issubdtype(t.dtype, jnp.complexfloating) for t in term.operands
+    )
 
 
 def replaced(
@@ -126,10 +137,14 @@ def number(like: Term, value: float) -> Term:
 
 
 def fitted(run: Callable[..., Any], aval: Any) -> Run:
-    """`run` as the run of a step with one output of that shape and dtype."""
+    """`run` as the run of a step with one output of that shape and dtype, computed in no narrower one."""
+
+    def wide(x: Array) -> Array:
+        narrower = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < jnp.finfo(aval.dtype).bits
+        return lax.convert_element_type(x, aval.dtype) if narrower else x
 
     def fitting(*arrays: Array) -> list[Array]:
-        out = run(*arrays)
+        out = run(*map(wide, arrays))
         if jnp.shape(out) != tuple(aval.shape):
             out = jnp.broadcast_to(out, aval.shape)
         return [lax.convert_element_type(out, aval.dtype)]

@@ -32,7 +32,9 @@ def carried_product(term: Term, rw: Rewriter) -> Parts | None:
     step, k = term.step, term.index
     eqn = step.equation
     inner = _jaxpr.control(eqn) if eqn is not None else None
-    if not isinstance(inner, Scan) or eqn is None or k >= inner.carry or _jaxpr.has_effects(eqn) or not term.floating:
+    if eqn is None or not isinstance(inner, Scan) or k >= inner.carry or _jaxpr.has_effects(eqn):
+        return None
+    if not jnp.issubdtype(term.dtype, jnp.floating) or 0 in term.shape:
         return None
     outputs = degrees(inner.body, [int(i == inner.consts + k) for i in range(len(inner.body.inputs))])
     others = [d for i, d in enumerate(outputs) if i != k]
@@ -60,8 +62,8 @@ def carried_product(term: Term, rw: Rewriter) -> Parts | None:
         carry[k], first = scaled(carry[k])
         xs = list(arrays[scan.consts + scan.carry :])
         (count, carry), _ = lax.scan(one, (first, carry), xs, scan.length, reverse=scan.reverse, unroll=scan.unroll)
-        log_scale = lax.convert_element_type(count, jnp.float32) * math.log(2)
-        return [jnp.broadcast_to(log_scale.astype(term.dtype), term.shape), carry[k]]
+        log_scale = lax.convert_element_type(count, jnp.promote_types(term.dtype, jnp.float32)) * math.log(2)
+        return [jnp.broadcast_to(lax.convert_element_type(log_scale, term.dtype), term.shape), carry[k]]
 
     log, rest = Step.several("scaled scan", run, operands, [term.aval, term.aval], origin=step.origin)
     return Parts(log, rest)
@@ -95,9 +97,9 @@ def _degrees_of(eqn: Any, operands: Sequence[int | None]) -> Sequence[int | None
         return [1 if sum(map(int, operands)) == 1 else None]  # type: ignore[arg-type]
     if name == "div":
         return [1 if operands[1] == 0 else None]
-    if name in _LINEAR:
+    if name in _LINEAR and all(map(_jaxpr.is_inexact, eqn.outvars)):
         floating = [d for d, a in zip(operands, eqn.invars) if _jaxpr.is_inexact(a)]
-        return [1 if all(d == 1 for d in floating) else None]
+        return [1 if floating and all(d == 1 for d in floating) else None]
     if name == "select_n":
         return [1 if operands[0] == 0 and all(d == 1 for d in operands[1:]) else None]
     return [None] * n

@@ -62,16 +62,14 @@ def log_softmax_of(term: Term) -> Normalized | None:
     if (total := log_total_of(normalizer)) is None:
         return None
     rank = len(u.shape)
-    same = total.logits is u or _unshifted(total.logits, total.axes) is _unshifted(u, total.axes)
-    if not same or len(normalizer.shape) not in (rank, 0) or (not normalizer.shape and len(total.axes) != rank):
+    if total.logits is not u or len(normalizer.shape) not in (rank, 0):
         return None
-    if total.logits is not u and total.logits is not _unshifted(u, total.axes):
-        return None  # u - m - log Σ exp(u - m') is shifted
+    if not normalizer.shape and len(total.axes) != rank:
+        return None
     remaining = [a for a in range(rank) if a not in total.axes]
     if any(d not in (a, -1) for d, a in zip(total.dims, remaining)):
         return None
-    shifted = total.logits is not u  # u - m, less log Σ exp(u): a log-softmax less m
-    return None if shifted else Normalized(_unshifted(u, total.axes), total.axes)
+    return Normalized(_unshifted(u, total.axes), total.axes)
 
 
 def log_total_of(term: Term) -> LogTotal | None:
@@ -83,8 +81,11 @@ def log_total_of(term: Term) -> LogTotal | None:
             if (total := log_total_of(log)) is None or total.logits.name != "sub":
                 continue
             u, m = total.logits.operands
-            back, away = spread(shift, True), spread(m, True)
-            if back.source is away.source and is_spread_of(m, away.source, total.axes, len(u.shape), True):
+            detached = _is_maximum(m)  # of which the sum does not depend; another shift does
+            back, away = spread(shift, detached), spread(m, detached)
+            placed_back = all(d == t or n == 1 for d, t, n in zip(back.dims, total.dims, back.source.shape))
+            same = back.source is away.source and len(back.dims) == len(total.dims) and placed_back
+            if same and is_spread_of(m, away.source, total.axes, len(u.shape), detached):
                 return LogTotal(u, total.axes, _composed(seen.dims, total.dims))
         return None
     if inner.name != "log":

@@ -1,7 +1,7 @@
 r"""`stabilize(f)`: the same function, its value and derivatives accurate."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,7 +62,7 @@ class Rewritten:
         rewritten = [rewriter(t) for t in outputs]
         for k in wide.carries:
             rewritten[k] = _accumulated(outputs[k], self._inputs[consts + k], operands[consts + k], rewriter)
-        self._effects = [_held(rewriter.step(step), step) for step in graph.effects]
+        self._effects = [rewriter.step(step) for step in graph.effects]
         self._outputs = guarded(rewritten, demanded, self._effects)
         steps = in_order([*self._effects, *(t.step for t in self._outputs)])
         told = (r for s in steps for r in ((s.rewrite, *s.inside) if s.rewrite else s.inside))
@@ -92,20 +92,19 @@ def _left_alone(step: Step) -> tuple[Untouched, ...]:
         users = told is None or _jaxpr.is_users(told[1])
         name = told[0] if told else step.name
         return (Untouched(*place_of(step), name, "its derivative is the user's own"),) if users else ()
+    inner = _jaxpr.control(eqn)
+    if isinstance(inner, Call) and not is_rebuilt(eqn, inner) and composite(eqn) is None:
+        return (Untouched(*place_of(step), step.name, "it has rules or shardings of its own"),)
     if step.name == "pure_callback" or (_jaxpr.has_effects(eqn) and _jaxpr.control(eqn) is None):
         return (Untouched(*place_of(step), step.name, "it runs outside of the program, or has effects"),)
     return ()
-
-
-def _held(outputs: Sequence[Term], step: Step) -> Step:
-    return outputs[0].step if outputs else step
 
 
 def _is_opened(eqn: Equation, inner: Call) -> bool:
     return eqn.primitive.name in _OPENED and is_rebuilt(eqn, inner) and composite(eqn) is None
 
 
-def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
+def _plainly(step: Step, rw: Rewriter) -> Step:
     """A step that no rule wants: its own operation on rewritten operands, with rewritten bodies."""
     operands = tuple(rw(t) for t in step.operands)
     eqn = step.equation
@@ -126,15 +125,9 @@ def _plainly(step: Step, rw: Rewriter) -> Sequence[Term]:
             told = (*told, _wide_constants(step))
         if told:
             return step.on(operands, run=with_bodies(eqn, inner, bodies, wide), inside=told, untouched=untouched)
-        return (
-            step.on(operands, untouched=untouched)
-            if untouched
-            else step.outputs
-            if operands == step.operands
-            else step.on(operands)
-        )
+        return step.on(operands, untouched=untouched) if untouched or operands != step.operands else step
     changed = _twin(step)
-    return step.outputs if operands == step.operands and not changed else step.on(operands, **changed)
+    return step.on(operands, **changed) if changed or operands != step.operands else step
 
 
 def _wide_constants(step: Step) -> Rewrite:
@@ -176,16 +169,18 @@ def stabilize(f: Callable[..., Any]) -> Callable[..., Any]:
         NaN; the value keeps its bits.
       - *The branch that is not taken*: it is evaluated at a harmless point, so that it poisons no derivative of any order.
         Only a select, an extremum or a branch makes such a zero; a computed 0 · inf is rewritten to its limit or stays NaN.
-      - *Sums in 16 bits*: those that a loop carries, and the cotangents of what it closes over, in float32.
+      - *Sums in 16 bits*: those that a loop carries, and the cotangents of what it closes over, in float32. (The loop
+        then holds float32 copies of what it closes over.)
 
-    What is not: custom derivatives of the user's (`jax.custom_jvp`, `jax.custom_vjp`), error-free transforms such as
-    Kahan's sum, primitives that no rule knows, and operations with effects, which run as they stand, once. Where nothing is
+    What is not: custom derivatives of the user's (`jax.custom_jvp`, `jax.custom_vjp`), calls with shardings or other rules
+    of their own, error-free transforms such as Kahan's sum, complex arithmetic, primitives that no rule knows, and
+    operations with effects, which run as they stand, once. Where nothing is
     replaced, `f` itself is called, and the bits are its own. A program that is already a derivative cannot be mended:
     `stabilize(jax.grad(f))` is no worse than `jax.grad(f)`, but accurate is `jax.grad(stabilize(f))`.
 
     Args:
-      f: a function of pytrees that JAX can trace. Arrays and Python floats are traced; other leaves (integers, strings,
-        functions) stay as they are.
+      f: a function of pytrees that JAX can trace. Arrays and floats are traced; other leaves (integers of Python and NumPy,
+        strings, functions) stay as they are.
 
     Returns:
       A function of the same signature and pytrees. `stabilize(f).rewrites(*args)` lists what is replaced for these

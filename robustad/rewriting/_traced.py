@@ -12,7 +12,7 @@ from robustad import _jaxpr
 
 
 class Traced:
-    """`f(*args, **kwargs)` as a program of its arrays and Python floats; other leaves stay as they are.
+    """`f(*args, **kwargs)` as a program of its arrays and floats; other leaves stay as they are.
 
     State that `f` changes in a flax nnx module of its arguments is a further output, written back by `outputs`.
     """
@@ -20,7 +20,7 @@ class Traced:
     def __init__(self, f: Callable[..., Any], args: Any, kwargs: Any):
         self._given = (args, kwargs)
         leaves, self._structure = jax.tree.flatten(self._given)
-        dynamic = [isinstance(x, jax.Array | np.ndarray | np.generic | float | complex) for x in leaves]
+        dynamic = [isinstance(x, jax.Array | np.ndarray | np.inexact | float | complex) for x in leaves]
         self._fixed = [None if d else x for x, d in zip(leaves, dynamic)]
         self._dynamic = [i for i, d in enumerate(dynamic) if d]
         self._changed: list[int] = []

@@ -54,7 +54,7 @@ def weighted_logarithm(term: Term, rw: Rewriter) -> Term | None:
         if log is None:
             continue
         u, w, factor = rw(log), rw(weight), rw(t)
-        has_weight = boolean("gt", lambda a: a > -jnp.inf, [u], term.shape)
+        has_weight = boolean("ne", lambda a: a != -jnp.inf, [u], term.shape)
         told = Rewrite(
             *place_of(term.step), "limit", "exp(u) · t(u)", "exp(u) · t(u), 0 where u = -inf",
             "0 times -inf, or -inf less -inf, is NaN; the limit is 0",
