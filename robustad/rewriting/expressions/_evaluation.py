@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jax import Array, lax
 
+from robustad.rewriting.expressions import _tails as tails
 from robustad.rewriting.expressions._expression import Expr, nodes
-from robustad.rewriting.expressions._products import Monomial, Sum, collected
+from robustad.rewriting.expressions._products import Monomial, Sum, collected, own_weight
 
 # lax alone: functions of jax.numpy convert their operands by rules that depend on the x64 mode around them.
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
@@ -49,6 +50,11 @@ def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any, careful: bool = False
                 values[n] = _scaled_root(form, values, constant)
             case "series":
                 values[n] = _series(n, [values[a] for a in n.args], constant)
+            case "mul" if (weight := own_weight(n)) is not None:
+                product, zero = lax.mul(*(values[a] for a in n.args)), constant(Fraction(0))
+                values[n] = lax.select_n(lax.eq(values[weight], zero), product, zero)
+            case "erfcx":
+                values[n] = tails.scaled(n.value, values[n.args[0]], constant)
             case "hypot":
                 values[n] = _hypot(*(values[a] for a in n.args))
             case _:
