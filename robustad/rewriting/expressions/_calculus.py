@@ -13,7 +13,7 @@ from robustad.rewriting.expressions._exponents import meant
 from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting.expressions._products import Sum, built, collected, of_product
-from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square
+from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
 from robustad.rewriting.expressions._removable import cancellations, removed
 from robustad.rewriting.expressions._samples import conditions, loss, undefined, where
 from robustad.rewriting.expressions._selects import hoisted
@@ -62,7 +62,7 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     if has_error_free(e) or not all(map(has_derivative, nodes(e))):
         return ()
     rule = reason = ""
-    if needs_range(e):
+    if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
     elif has_quotient(e) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
         rule, reason = "derivative of a quotient", _SLOPE
