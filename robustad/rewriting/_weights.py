@@ -22,7 +22,7 @@ def _xlogx_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
     return _xlogx(x), (lax.log(x) + 1) * t
 
 
-@rule("mul")
+@rule("mul", late=True)
 def x_log_x(term: Term, rw: Rewriter) -> Term | None:
     """x log x at 0: 0 times -inf. The limit is 0, and that of the derivative -inf."""
     for x, log in (term.operands, term.operands[::-1]):

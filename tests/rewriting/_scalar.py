@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from robustad import _jaxpr
 from robustad.rewriting.expressions._calculus import Firing, stabilized
 from robustad.rewriting.expressions._conversion import expressions
+from robustad.rewriting.expressions._derivative import derivative
 from robustad.rewriting.expressions._expression import Expr, nodes, rational
 from robustad.rewriting.expressions._region import region
 
@@ -77,8 +79,50 @@ def exact(e: Expr, point: Sequence[float], digits: int = 400) -> Any:
         return values[e] if mp.isfinite(values[e]) else None
 
 
+def evaluated(e: Expr, point: Sequence[float], digits: int = 700) -> Any:
+    """The same for expressions without functions, of any size."""
+    values: dict[Expr, Any] = {}
+    with mp.workdps(digits):
+        for n in nodes(e):
+            p = rational(n)
+            if n.op == "var":
+                values[n] = mp.mpf(float(point[n.value]))
+            elif p is not None:
+                values[n] = mp.mpf(p.numerator) / p.denominator
+            elif n.op == "integer_pow":
+                values[n] = values[n.args[0]] ** n.value
+            else:
+                values[n] = _MP[n.op](*(values[a] for a in n.args))
+        return values[e]
+
+
 def ulps(got: Any, want: Any, dtype: Any = np.float32) -> float:
     """The distance in units in the last place of the right result."""
     with mp.workdps(400):
         unit = float(np.spacing(np.abs(np.asarray(float(want)).astype(dtype))))
         return float(abs(mp.mpf(float(got)) - want) / unit) if np.isfinite(got) else float("inf")
+
+
+def check(
+    f: Callable[..., Any], points: Sequence[Sequence[float]], bound: float = 2.0, dtype: Any = np.float32
+) -> None:
+    """Asserts that f's stable form and its slopes are right at the points, and that the plain ones are not."""
+    arity = len(points[0])
+    assert stabilized([expression(f, arity, dtype)])[1]
+    e = expression(f, arity, dtype)
+    wanted = [e] + [derivative(e, i) for i in range(arity)]
+    least = float(np.finfo(dtype).tiny)
+    plain_is_right = True
+    both = [jax.jit(jax.value_and_grad(h, tuple(range(arity)))) for h in (f, stable(f))]
+    for point in points:
+        point = [dtype(p) for p in point]
+        exacts = [exact(w, point) for w in wanted]
+        plain, ours = ((value, *slopes) for value, slopes in (h(*point) for h in both))
+        for got, before, want in zip(ours, plain, exacts):
+            assert want is not None
+            if want == 0 or abs(want) < least:
+                assert abs(got) < least
+                continue
+            assert ulps(got, want, dtype) <= bound, (point, got, want)
+            plain_is_right &= bool(ulps(before, want, dtype) < 30)
+    assert not plain_is_right

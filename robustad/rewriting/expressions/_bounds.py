@@ -15,7 +15,7 @@ _RANGES: dict[str, Interval] = {
     "exp": (0, math.inf), "exp2": (0, math.inf), "expm1": (-1, math.inf), "sin": (-1, 1), "cos": (-1, 1), "tanh": (-1, 1),
     "cosh": (1, math.inf), "logistic": (0, 1), "sqrt": (0, math.inf), "rsqrt": (0, math.inf), "abs": (0, math.inf),
     "erf": (-1, 1), "erfc": (0, 2), "atan": (-1.6, 1.6), "asin": (-1.6, 1.6), "acos": (0, 3.2), "acosh": (0, math.inf),
-    "sign": (-1, 1), "hypot": (0, math.inf),
+    "sign": (-1, 1), "hypot": (0, math.inf), "erfcx": (0, math.inf),
 }  # fmt: skip
 _ODD_INCREASING = frozenset("sin tan asin atan sinh tanh asinh atanh expm1 log1p cbrt erf sign".split())
 

@@ -12,12 +12,12 @@ from robustad.rewriting.expressions._exponentials import scaled
 from robustad.rewriting.expressions._exponents import meant
 from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
-from robustad.rewriting.expressions._products import collected
-from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square
+from robustad.rewriting.expressions._products import Sum, built, collected, of_product
+from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
 from robustad.rewriting.expressions._removable import cancellations, removed
-from robustad.rewriting.expressions._samples import conditions, undefined, where
+from robustad.rewriting.expressions._samples import conditions, loss, undefined, where
 from robustad.rewriting.expressions._selects import hoisted
-from robustad.rewriting.expressions._sums import begin, difference, hazards
+from robustad.rewriting.expressions._sums import begin, cancelling_parts, difference, hazards, is_gelu
 from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
@@ -62,7 +62,7 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     if has_error_free(e) or not all(map(has_derivative, nodes(e))):
         return ()
     rule = reason = ""
-    if needs_range(e):
+    if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
     elif has_quotient(e) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
         rule, reason = "derivative of a quotient", _SLOPE
@@ -171,16 +171,20 @@ class _Pass:
                     )
             case "log" | "log1p" if e not in self.done:
                 better = logarithm(e)
+                self.done.add(e)  # where it is a case of its own form
                 if better is not None and better is not e:
                     return self.fired("logarithm", e, self.made(e, better, depth, ("log", "log1p")), _LOGARITHM)
         return self.children(e, depth)
 
     def _sum(self, e: Expr, depth: int) -> Expr:
-        if e in self.done:
+        if e in self.done or is_gelu(e):
             return self._summands(e, depth)
-        hazard = hazards(collected(e))
+        terms = collected(e)
+        hazard = hazards(terms)
         if not hazard:
             return self._summands(e, depth)
+        if (split := self._split(e, terms, depth)) is not None:
+            return split
         best = min((difference(x, ZERO) for x in dict.fromkeys((e, _opened(e)))), key=lambda c: c.hazards)
         series = cancellations(e) if best.hazards else []
         if series:
@@ -195,10 +199,37 @@ class _Pass:
         self.hazards += hazard
         return self._summands(e, depth)
 
-    def _summands(self, e: Expr, depth: int) -> Expr:
-        """The sum itself as it stands, its terms stable."""
+    def _split(self, e: Expr, terms: Sum, depth: int) -> Expr | None:
+        """The sum with parts that cancel on their own stable, whatever else is added; None where that leaves as much
+        hazard, or the whole sum has a form that leaves less.
+        """
+        found = cancelling_parts(terms)
+        if not found:
+            return None
+        before, fired = self.hazards, len(self.firings)
+        done = [self.form(built(part), depth + 1) for part in found]
+        if len(self.firings) == fired:
+            self.hazards = before
+            return None
+        rest = [self.form(of_product((c, m)), depth) for m, c in terms.items() if not any(m in part for part in found)]
+        left = self.hazards - before + loss([*done, *rest])
+        if left and left > difference(e, ZERO).hazards:
+            self.hazards = before
+            del self.firings[fired:]
+            return None
+        made = rest[0] if rest else done.pop(0)
+        for term in (*rest[1:], *done):
+            made = add(made, term)
+        self.done.update(n for n in nodes(made) if n.op in ("add", "sub") and n not in set(nodes(*done)))
+        return made
+
+    def _summands(self, e: Expr, depth: int, whole: Expr | None = None) -> Expr:
+        """The sum itself as it stands, its terms stable, and so the sums in it that depend on less."""
+        whole = whole or e
+        if e.op in ("add", "sub") and e.leaves < whole.leaves:
+            return self.form(e, depth)
         if e.op in ("add", "sub", "neg"):
-            return rebuilt(e, tuple(self._summands(a, depth) for a in e.args))
+            return rebuilt(e, tuple(self._summands(a, depth, whole) for a in e.args))
         return self.form(e, depth)
 
     def _product(self, e: Expr, depth: int) -> Expr:

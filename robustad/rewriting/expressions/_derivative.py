@@ -22,6 +22,7 @@ from robustad.rewriting.expressions._expression import (
     select,
     sub,
 )
+from robustad.rewriting.expressions._tails import slope as tail_slope
 
 # Irrational constants, to 40 digits.
 LN2 = const(Fraction("0.6931471805599453094172321214581765680755"))
@@ -51,7 +52,10 @@ def _one(n: Expr, index: int, key: str) -> Expr:
         case "neg":
             return neg(d[0])
         case "mul":
-            return add(mul(d[0], n.args[1]), mul(n.args[0], d[1]))
+            a, b = n.args
+            if b.op == "log" and b.args[0] is a:  # x log x: x · 1/x is 1 at 0 too
+                return mul(d[0], add(b, ONE))
+            return add(mul(d[0], b), mul(a, d[1]))
         case "div":
             a, b = n.args
             return sub(div(d[0], b), mul(div(a, power(b, 2)), d[1]))
@@ -134,6 +138,9 @@ def slope(n: Expr) -> Expr:
         case "erf" | "erfc":
             bell = mul(TWO_OVER_ROOT_PI, call("exp", neg(power(u, 2))))
             return bell if n.op == "erf" else neg(bell)
+        case "erfcx":
+            factor, next_order = tail_slope(n)
+            return mul(const(factor), next_order)
         case "abs":
             return call("sign", u)
         case _:
@@ -147,6 +154,6 @@ def has_derivative(n: Expr) -> bool:
 
 _KNOWN = frozenset(
     """var const add sub mul div neg select max min pow atan2 hypot series exp exp2 expm1 log log1p sin cos tan asin
-    acos atan sinh cosh tanh asinh acosh atanh logistic sqrt rsqrt cbrt integer_pow erf erfc abs sign lt le gt ge eq ne
+    acos atan sinh cosh tanh asinh acosh atanh logistic sqrt rsqrt cbrt integer_pow erf erfc erfcx abs sign lt le gt ge eq ne
     and or not""".split()
 )

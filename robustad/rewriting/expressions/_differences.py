@@ -216,6 +216,8 @@ _AT.update(
         ("cosh", Fraction(1)): lambda u: mul(TWO, power(_half_sinh(u), 2)),
         ("logistic", Fraction(1)): lambda u: neg(call("logistic", neg(u))),
         ("logistic", Fraction(1, 2)): lambda u: mul(HALF, call("tanh", mul(HALF, u))),
+        ("tanh", Fraction(1)): lambda u: mul(const(-2), call("logistic", mul(const(-2), u))),
+        ("tanh", Fraction(-1)): lambda u: mul(TWO, call("logistic", mul(TWO, u))),
         ("erf", Fraction(1)): lambda u: neg(call("erfc", u)),
         ("erf", Fraction(-1)): lambda u: call("erfc", neg(u)),
         ("erfc", Fraction(1)): lambda u: neg(call("erf", u)),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
-from robustad.rewriting.expressions._expression import Expr, select
+from robustad.rewriting.expressions._expression import Expr, const, power, select, sub
 from robustad.rewriting.expressions._polynomials import rational_roots
 from robustad.rewriting.expressions._products import (
     Monomial,
@@ -31,6 +31,7 @@ from robustad.rewriting.expressions._products import (
 )
 from robustad.rewriting.expressions._samples import where
 from robustad.rewriting.expressions._signs import negative, sign
+from robustad.rewriting.expressions._tails import FROM, erfcx
 
 _ONE = Fraction(1)
 
@@ -142,6 +143,15 @@ def scale(s: Sum) -> Scale | None:
     return Scale(t, sides[0], sides[1])
 
 
+def _tail(atom: Expr) -> Scale:
+    """erfc u as e^(-u²) E_0(u) where u is large."""
+    (u,) = atom.args
+    exponent: Sum = {}
+    accumulate(exponent, collected(power(u, 2)), Fraction(-1))
+    plain: Sum = {((atom, 1),): _ONE}
+    return Scale(sub(u, const(FROM)), (exponent, {((erfcx(u), 1),): _ONE}), ({}, plain))
+
+
 def _grows(rest: Sum) -> bool:
     """Whether some exponential in a sum can be large."""
     exponents = [_exponent(m)[0] for m in rest]
@@ -154,7 +164,13 @@ def scaled(e: Expr) -> Expr | None:
     parts: list[tuple[Scale, int]] = []
     others: Product = (c, ())
     loose = 0
+    tails = [n for atom, n in m if atom.op == "erfc"]
+    meets = any(atom.op == "exp" for atom, _ in m) or (tails and min(tails) < 0 < max(tails))
     for atom, n in m:
+        if atom.op == "erfc" and meets:
+            parts.append((_tail(atom), n))
+            loose += 1
+            continue
         s = opened(atom)
         found = scale(s) if s is not None else None
         if found is not None and s is not None and _grows(s):

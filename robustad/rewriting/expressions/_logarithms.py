@@ -21,6 +21,7 @@ from robustad.rewriting.expressions._expression import (
     const,
     mul,
     neg,
+    power,
     rational,
     select,
     sub,
@@ -29,6 +30,7 @@ from robustad.rewriting.expressions._products import built
 from robustad.rewriting.expressions._samples import near_one, where
 from robustad.rewriting.expressions._signs import negative, sign
 from robustad.rewriting.expressions._sums import difference, visible
+from robustad.rewriting.expressions._tails import erfcx, far
 
 _DEPTH = 6
 
@@ -54,6 +56,8 @@ def logarithm_of(u: Expr, depth: int = 0) -> Expr | None:
             return mul(const(u.value), _log(u.args[0], depth))
         case "logistic":
             return neg(_softplus(neg(u.args[0])))
+        case "erfc":
+            return _of_erfc(u.args[0])
         case "add" | "sub" | "cosh":
             return _of_sum(u, depth)
         case "mul" | "div":
@@ -64,6 +68,13 @@ def logarithm_of(u: Expr, depth: int = 0) -> Expr | None:
 def _log(u: Expr, depth: int) -> Expr:
     made = logarithm_of(u, depth + 1)
     return call("log", u) if made is None else made
+
+
+def _of_erfc(u: Expr) -> Expr:
+    """log E_0(u) - u² far out, log1p(-erf u) where erfc u is near 1 or 2."""
+    near = call("log1p", neg(call("erf", u)))
+    middle = select(Expr("lt", (u, HALF)), call("log", call("erfc", u)), near)
+    return select(far(u), middle, sub(call("log", erfcx(u)), power(u, 2)))
 
 
 def _softplus(t: Expr) -> Expr:
@@ -116,7 +127,8 @@ def _from_one(d: Expr, u: Expr) -> Expr:
     if low >= 0 or (d.op in ("var", "neg") and d.leaves and d.size <= 2):  # exact, however near -1
         return call("log1p", d)
     closed = difference(u, const(0)).expr
-    return select(Expr("lt", (closed, HALF)), call("log1p", d), call("log", closed))
+    small = _of_erfc(closed.args[0]) if closed.op == "erfc" else call("log", closed)
+    return select(Expr("lt", (closed, HALF)), call("log1p", d), small)
 
 
 def _of_product(u: Expr, depth: int) -> Expr | None:
@@ -126,9 +138,7 @@ def _of_product(u: Expr, depth: int) -> Expr | None:
         if near is not None:
             wide = call("log", u) if far is None else add(far, call("log", const(c)))
             return select(Expr("lt", (call("abs", near[0]), HALF)), wide, call("log1p", near[0]))
-    exponentials = [
-        (a, n) for a, n in m if a.op in ("exp", "logistic", "pow", "sqrt", "exp2", "cosh") or _is_exponential(a)
-    ]
+    exponentials = [(a, n) for a, n in m if a.op in _LOGARITHMIC or _is_exponential(a)]
     # log of a product is the sum of logs where at most one factor's sign is not known: then it is positive with the product
     unknown = [n for a, n in m if sign(a) <= 0]
     if exponentials and c > 0 and (not unknown or (len(unknown) == 1 and unknown[0] % 2)):
@@ -143,6 +153,9 @@ def _of_product(u: Expr, depth: int) -> Expr | None:
         if near is not None:
             return _from_one(*near)
     return None
+
+
+_LOGARITHMIC = frozenset("exp exp2 pow sqrt logistic cosh erfc erfcx".split())  # of which logarithms are known
 
 
 def _is_exponential(a: Expr) -> bool:
@@ -164,7 +177,10 @@ def logarithm(e: Expr) -> Expr | None:
         if closed.expr is not u and closed.rules:
             made = logarithm_of(closed.expr)
             if made is not None and closed.expr.op not in ("add", "sub"):
-                return made
+                near = _near_one(u, 0) if closed.expr.op in ("mul", "div") else None
+                if near is None:
+                    return made
+                return select(Expr("lt", (call("abs", near[0]), HALF)), made, call("log1p", near[0]))
     return logarithm_of(u)
 
 

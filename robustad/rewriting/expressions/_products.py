@@ -287,3 +287,27 @@ def of_product(p: Product) -> Expr:
 
 def _by(a: Expr, b: Expr) -> Expr:
     return mul(a, b)
+
+
+def own_weight(e: Expr) -> Expr | None:
+    """The u of a product of u and log u: 0 at 0, not 0 · inf."""
+    for factor, logarithm in (e.args, e.args[::-1]):
+        if logarithm.op not in ("log", "log1p"):
+            continue
+        (of,) = logarithm.args
+        for u in _positive_factors(factor):
+            if u is of or collected(u) == collected(of if logarithm.op == "log" else add(ONE, of)):
+                return u
+    return None
+
+
+def _positive_factors(e: Expr) -> list[Expr]:
+    match e.op:
+        case "mul":
+            return [u for a in e.args for u in _positive_factors(a)]
+        case "neg" | "div":
+            return _positive_factors(e.args[0])
+        case "integer_pow" if e.value > 0:
+            return [e.args[0]]
+        case _:
+            return [e]

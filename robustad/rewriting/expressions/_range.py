@@ -8,18 +8,28 @@ rounding, for roots, logarithms and quotients of sums and products; polynomials 
 
 from __future__ import annotations
 
+from robustad.rewriting.expressions._derivative import derivative
 from robustad.rewriting.expressions._expression import Expr, call, nodes, rational, remembered
 from robustad.rewriting.expressions._products import of_product, product
 from robustad.rewriting.expressions._samples import narrow_errors
+from robustad.rewriting.expressions._scaled import degrees
 from robustad.rewriting.expressions._series import rational_root
 
-_PART = 0.08  # of the points
+_PART, _PART_OF_SLOPES = 0.08, 0.02  # of the points
 
 
 @remembered
 def needs_range(e: Expr) -> bool:
     """Whether float32 in the middle spoils the value at a fair part of the points."""
     return ((_roots_or_quotients(e) or _products_cancel(e)) and narrow_errors(e) > _PART) or _products_cancel(e)
+
+
+@remembered
+def slope_needs_range(e: Expr) -> bool:
+    """Whether that is so of a derivative: 1/(x² + y²) is out of range only where its denominator is, its slopes before."""
+    if not any(n.op == "div" and _compound(n.args[1]) and n.args[1].op in ("add", "sub") for n in nodes(e)):
+        return False
+    return any(narrow_errors(derivative(e, i)) > _PART_OF_SLOPES for i in sorted(e.leaves))
 
 
 def _roots_or_quotients(e: Expr) -> bool:
@@ -65,29 +75,6 @@ def has_quotient(e: Expr) -> bool:
     )
 
 
-@remembered
 def height(e: Expr) -> float:
-    """The largest degree, as of a power of the variables, that the expression has in the middle: what overflows first."""
-    degrees: dict[Expr, float] = {}
-    for n in nodes(e):
-        of = [degrees[a] for a in n.args]
-        match n.op:
-            case "var":
-                degrees[n] = 1.0
-            case "mul":
-                degrees[n] = of[0] + of[1]
-            case "div":
-                degrees[n] = of[0] - of[1]
-            case "add" | "sub" | "max" | "min":
-                degrees[n] = max(of)
-            case "neg" | "abs":
-                degrees[n] = of[0]
-            case "select":
-                degrees[n] = max(of[1:])
-            case "integer_pow":
-                degrees[n] = of[0] * n.value
-            case "sqrt" | "rsqrt":
-                degrees[n] = of[0] / (2 if n.op == "sqrt" else -2)
-            case _:
-                degrees[n] = 0.0
-    return max(abs(d) for d in degrees.values())
+    """The largest power of the variables that the expression has in the middle: what overflows first."""
+    return max(map(abs, degrees(e).values()))

@@ -145,8 +145,7 @@ def _kernel(wide: bool) -> Callable[..., Array]:
         dtype = _result_dtype(operands)
         working = np.dtype(np.float64) if wide or dtype == np.float64 else np.dtype(np.float32)
         with jax.enable_x64(True):
-            careful = working == np.float64 == dtype
-            return lax.convert_element_type(evaluate(formula.stable, operands, working, careful), dtype)
+            return lax.convert_element_type(evaluate(formula.stable, operands, working, working == dtype), dtype)
 
     return kernel
 

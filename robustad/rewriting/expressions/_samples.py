@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from robustad.rewriting.expressions import _tails as tails
 from robustad.rewriting.expressions._expression import Expr, nodes
 
 COUNT = 240
@@ -148,6 +149,8 @@ def _one(n: Expr, of: list[Any]) -> Any:
         case "select":
             which = of[0] if np.asarray(of[0]).dtype == bool else np.asarray(of[0]) > 0
             return np.where(which, of[2], of[1])
+        case "erfcx":
+            return tails.scaled(n.value, of[0], np.float64)
         case "series":
             s = n.value
             t = of[0] - _number(s.centre)

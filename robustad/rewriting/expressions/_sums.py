@@ -86,15 +86,56 @@ def close(s: Sum, depth: int = 0) -> Closed:
 
 
 def hazards(s: Sum) -> float:
-    """The mean bits that the terms cancel, where they carry errors that this brings to light."""
+    """The mean bits that the terms cancel, where they carry errors that this brings to light; a part of the sum counts on
+    its own if the other terms depend on something else, for these may be 0.
+    """
+    return max((_cancelled(part) for part in (s, *parts(s))), default=0.0)
+
+
+def _cancelled(s: Sum) -> float:
     if len(s) < 2 or all(_is_exact(m) for m in s):
         return 0.0
     return loss([of_product((c, m)) for m, c in s.items()])
 
 
+def parts(s: Sum) -> list[Sum]:
+    """The sums of two or more terms, less than all, that hold every term of no other variables than theirs; small ones
+    first.
+    """
+    if len(s) < 3 or len(s) > 12:
+        return []
+    leaves = {m: frozenset().union(*(a.leaves for a, _ in m)) for m in s}
+    kinds = [v for v in dict.fromkeys(leaves.values()) if v]
+    if len(kinds) < 2:
+        return []
+    unions = dict.fromkeys(v | w for v in kinds for w in kinds)
+    held = [{m: c for m, c in s.items() if leaves[m] <= v} for v in sorted(unions, key=lambda v: (len(v), sorted(v)))]
+    return [part for part in held if 2 <= len(part) < len(s)]
+
+
+def cancelling_parts(s: Sum) -> list[Sum]:
+    """Disjoint parts of a sum that cancel on their own."""
+    found: list[Sum] = []
+    for part in parts(s):
+        if not any(m in other for m in part for other in found) and _cancelled(part):
+            found.append(part)
+    return found
+
+
 def _is_exact(m: Monomial) -> bool:
     """A constant or a variable: an operand without error."""
     return not m or (len(m) == 1 and m[0][0].op == "var" and m[0][1] == 1)
+
+
+def is_gelu(e: Expr) -> bool:
+    """1 + tanh(c (x + k x³)): an approximation that is itself further from what it stands for than from its limits."""
+    if e.op != "add" or not any(a.op == "tanh" for a in e.args):
+        return False
+    (u,) = next(a for a in e.args if a.op == "tanh").args
+    try:
+        return any(m[0][1] == 3 for m in expanded_sum(collected(u)) if len(m) == 1)
+    except TooLong:
+        return False
 
 
 def difference(a: Expr, b: Expr, depth: int = 0) -> Closed:
