@@ -375,6 +375,23 @@ def _cumprod(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(derived(term, "cumsum", lambda a: lax.cumsum(a, axis, reverse), [log], elementwise=False), rest)
 
 
+@rule("pow")
+def root_of_product(term: Term, rw: Rewriter) -> Term | None:
+    r"""\((\prod_i x_i)^q\) for |q| < 1, a geometric mean: \(\exp(q \sum_i \log x_i)\)."""
+    base, exponent = term.operands
+    q, inner = scalar(exponent), unwrapped(base)
+    if q is None or abs(q) >= 1 or inner.name != "reduce_prod" or (got := parts(base, rw)) is None or got.rest is None:
+        return None
+
+    def run(a: Array, sign: Array) -> Array:
+        return jnp.where(sign < 0, jnp.nan, jnp.exp(float(q) * a))
+
+    return replaced(
+        term, "log-space", run, [got.log, got.rest], before=f"prod(x)^{float(q):g}", after=f"exp({float(q):g} sum(log(x)))",
+        reason="the product leaves the range of the dtype, its root does not", elementwise=True,
+    )  # fmt: skip
+
+
 @rule("sub")
 def one_minus_product(term: Term, rw: Rewriter) -> Term | None:
     r"""\(1 - \prod_i p_i\) near 0, of factors whose logarithms are known: \(-\mathrm{expm1}(\sum_i \log p_i)\)."""

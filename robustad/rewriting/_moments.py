@@ -66,9 +66,22 @@ def norm(term: Term, rw: Rewriter) -> Term | None:
     )  # fmt: skip
 
 
+def _power_of(term: Term) -> tuple[Term, float] | None:
+    """(x, n) where a term is |x|ⁿ for a positive constant n."""
+    if term.name in ("integer_pow", "square"):
+        x, n = term.operands[0], float(term.params.get("y", 2))
+    elif term.name == "pow" and (exponent := scalar(term.operands[1])) is not None:
+        x, n = term.operands[0], float(exponent)
+    else:
+        return None
+    inner = unwrapped(x)
+    positive = inner.name == "abs"
+    return (inner.operands[0] if positive else x, n) if n > 0 and (positive or n % 2 == 0) else None
+
+
 @rule("pow")
 def power_norm(term: Term, rw: Rewriter) -> Term | None:
-    """(c Σ xⁿ)^(1/n) for an even n: the powers leave the range long before the norm does."""
+    """(c Σ xⁿ)^(1/n) for an even n, (c Σ |x|ⁿ)^(1/n): the powers leave the range long before the norm does."""
     base, exponent = term.operands
     q = scalar(exponent)
     inner = unwrapped(base)
@@ -80,19 +93,17 @@ def power_norm(term: Term, rw: Rewriter) -> Term | None:
     axes = reduced_axes(seen.source, "reduce_sum")
     if axes is None or q is None:
         return None
-    powers = unwrapped(seen.source.operands[0])
-    n = powers.params.get("y", 2) if powers.name in ("integer_pow", "square") else None
-    if n is None or n % 2 or n <= 0 or abs(q * n - 1) > 1e-6:
+    if (found := _power_of(unwrapped(seen.source.operands[0]))) is None or abs(q * found[1] - 1) > 1e-6:
         return None
-    (x,) = powers.operands
+    x, n = found
 
     def run(a: Any) -> Any:
         size = st.norm(_flat(a, axes), n, axis=-1)
         return placed(size * jnp.asarray(c ** (1 / n), size.dtype), seen.dims, term.shape)
 
     return replaced(
-        term, "norm", run, [rw(x)], before=f"sum(x^{n})^(1/{n})", after=f"norm(x, {n})",
-        reason=f"x^{n} leaves the range of the dtype from {n} times smaller exponents on",
+        term, "norm", run, [rw(x)], before=f"sum(x^{n:g})^(1/{n:g})", after=f"norm(x, {n:g})",
+        reason=f"x^{n:g} leaves the range of the dtype from {n:g} times smaller exponents on",
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ SAME: dict[str, tuple[Any, tuple[Any, ...]]] = {
         lambda u, m: jnp.log(jnp.sum(jnp.exp(u - m[:, None]), 1))[:, None] + m[None, :], (U, M)),
     "shift without keepdims": (
         lambda u, m: u - (jnp.log(jnp.sum(jnp.exp(u - m[:, None]), 1, keepdims=True)) + m), (U, M)),
-    "a cast to integers in a constant": (lambda y: jnp.sqrt(y + jnp.float32(1000.7).astype(jnp.int32)) - jnp.sqrt(y), (1e4,)),
+    "a cast to integers in a constant": (
+        lambda y: jnp.sqrt(y + jnp.float32(1000.7).astype(jnp.int32)) - jnp.sqrt(y), (1e4,)),
     "a cast to integers in a scan": (
         lambda x: jnp.log(lax.scan(_ints, jnp.float32(10), x)[0]), (jnp.full(3, 1.55),)),
     "complex root": (lambda z: jnp.sqrt(z * z), (jnp.complex64(1 + 2j),)),
@@ -55,7 +56,9 @@ def test_the_value_is_that_of_f(name: str) -> None:
         assert got.shape == want.shape and got.dtype == want.dtype
         np.testing.assert_allclose(got, want, rtol=2e-6)
     batched = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), args)
-    for got, want in zip(jax.tree.leaves(jax.vmap(S(f))(*batched)), jax.tree.leaves(jax.vmap(f)(*batched)), strict=True):
+    for got, want in zip(
+        jax.tree.leaves(jax.vmap(S(f))(*batched)), jax.tree.leaves(jax.vmap(f)(*batched)), strict=True
+    ):
         np.testing.assert_allclose(got, want, rtol=2e-6)
 
 
@@ -95,7 +98,9 @@ def test_float64_inside_of_f_alone() -> None:
     def f(x: Any) -> Any:
         with jax.enable_x64(True):
             y = x.astype(jnp.float64)
-            return (jnp.sqrt(jnp.sum(y**2)) + jax.nn.logsumexp(y) + lax.cond(True, jnp.tanh, jnp.sin, y[0])).astype(jnp.float32)
+            return (jnp.sqrt(jnp.sum(y**2)) + jax.nn.logsumexp(y) + lax.cond(True, jnp.tanh, jnp.sin, y[0])).astype(
+                jnp.float32
+            )
 
     np.testing.assert_allclose(S(f)(jnp.ones(3)), f(jnp.ones(3)), rtol=1e-6)
 

@@ -60,6 +60,11 @@ RULES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], np.ndarray, s
     "dot with itself": (lambda x: jnp.sqrt(x @ x), np.linalg.norm, np.array([3e25, 4e25]), "norm"),
     "eighth power mean": (lambda x: jnp.mean(x**8, -1) ** (1 / 8), lambda x: (np.mean(x**8, -1)) ** (1 / 8),
                           np.array([[1e7, 2e7], [1e-8, 2e-8]]), "norm"),
+    "norm of a real exponent": (
+        lambda x: jnp.sum(jnp.abs(x) ** 20.0) ** (1 / 20), lambda x: np.sum(np.abs(x) ** 20) ** (1 / 20),
+        np.array([1e-3, 2e-3, -3e-3]), "norm"),
+    "geometric mean": (lambda x: jnp.prod(x) ** (1 / 30), lambda x: np.exp(np.mean(np.log(x))),
+                       1e-3 * np.arange(1.0, 31.0), "log-space"),
     "variance": (lambda x: jnp.mean(x**2, 1) - jnp.mean(x, 1) ** 2, lambda x: x.var(1),
                  np.array([[4096.0, 4097.0, 4098.0]]), "variance"),
     "covariance": (lambda x: jnp.mean(x[0] * x[1]) - jnp.mean(x[0]) * jnp.mean(x[1]),
