@@ -193,7 +193,7 @@ def boolean(name: str, run: Callable[..., Array], operands: Sequence[Term], shap
     return Step.of(name, lambda *x: [run(*x)], operands, aval)
 
 
-def mask(demand: Demand, shape: tuple[int, ...], dims: Callable[[Array], Array] = lambda c: c) -> Term:
+def mask(demand: Demand, shape: tuple[int, ...]) -> Term:
     """The elements that a demand demands, as a boolean term."""
     assert demand is not None
     cases = [tuple(case) for case in demand]

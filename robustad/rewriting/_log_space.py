@@ -17,7 +17,7 @@ from robustad import _jaxpr
 from robustad import stability as st
 from robustad.rewriting._graph import Term, made_by, scalar, unwrapped, widens
 from robustad.rewriting._layout import reduced_axes
-from robustad.rewriting._rewriter import Rewriter, derived, number, replaced, rule
+from robustad.rewriting._rewriter import Rewriter, derived, number
 from robustad.rewriting._softmax import softmax_of
 
 
@@ -37,10 +37,17 @@ def parts_of(*primitives: str) -> Callable[[_Taken], _Taken]:
 
     def register(f: _Taken) -> _Taken:
         for name in primitives:
+            if name in _PARTS:
+                raise ValueError(f"`{name}` is taken apart in two ways")
             _PARTS[name] = f
         return f
 
     return register
+
+
+def is_carried_by(primitive: str) -> bool:
+    """Whether what a primitive makes may be taken apart."""
+    return primitive in _PARTS
 
 
 def parts(term: Term, rw: Rewriter) -> Parts | None:
@@ -54,76 +61,14 @@ def parts(term: Term, rw: Rewriter) -> Parts | None:
     return Parts(log, got.rest and derived(term, "convert", lambda a: a, [got.rest]))
 
 
-@rule("log", "log1p")
-def log_of_reduced(term: Term, rw: Rewriter) -> Term | None:
-    """As below, where a reduction or a selection of elements is under the logarithm: no expression of elements."""
-    if not _reduces(term.operands[0]):
-        return None
-    return (log_of_carried if term.name == "log" else log1p_of_carried)(term, rw)
-
-
-def _reduces(term: Term) -> bool:
-    """Whether something not elementwise lies between a term and the exponentials that it is carried by."""
-    stack, seen = [term], set()
-    while stack:
-        t = stack.pop()
-        if t in seen or t.name not in _PARTS:
-            continue
-        seen.add(t)
-        if not t.step.elementwise:
-            return True
-        if t.name not in ("exp", "exp2", "logistic", "cosh", "erfc"):
-            stack.extend(t.operands)
-    return False
-
-
-@rule("log", late=True)
-def log_of_carried(term: Term, rw: Rewriter) -> Term | None:
-    r"""log of exponentials, sums, products: \(\log(e^L r) = L + \log r\).
-
-    The plain form evaluates e^L, which leaves the range where \(|L| > 88\) (float32) and has the derivative 0/0 or
-    inf/inf there. L itself is of the size of the result. Source: Blanchard, Higham, Higham, IMA J. Numer. Anal. 41 (2021).
-    """
-    (operand,) = term.operands
-    if (got := parts(operand, rw)) is None:
-        return None
-    kind = "log-space"
-    reason = "what is under the logarithm leaves the range of the dtype long before its logarithm does"
-    before, after = f"log({_outline(operand)})", "its logarithm by sums of logarithms and logsumexp"
-    told = {"before": before, "after": after, "reason": reason, "elementwise": True}
-    if got.rest is None:
-        return replaced(term, kind, lambda a: a, [got.log], **told)
-    return replaced(term, kind, lambda a, b: a + st.log(b), [got.log, got.rest], **told)
-
-
-@rule("log1p", late=True)
-def log1p_of_carried(term: Term, rw: Rewriter) -> Term | None:
-    r"""\(\log(1 + e^L)\) and \(\log(1 - e^L)\), whose plain derivative is inf/inf or loses the tail."""
-    (operand,) = term.operands
-    sign = 1.0
-    if operand.name == "neg":
-        (operand,), sign = operand.operands, -1.0
-    got = parts(operand, rw)
-    if got is None or got.rest is not None:
-        return None
-    name, run = (
-        ("log1pexp", st.log1pexp) if sign > 0 else ("log1mexp", lambda a: jnp.where(a > 0, jnp.nan, st.log1mexp(a)))
-    )
-    return replaced(
-        term, "log-space", run, [got.log],
-        before=f"log1p({'-' if sign < 0 else ''}{_outline(operand)})", after=f"{name} of its logarithm",
-        reason="the exponential overflows, or 1 swallows it", elementwise=True,
-    )  # fmt: skip
-
-
-def _outline(term: Term, depth: int = 5) -> str:
+def outline(term: Term, depth: int = 5) -> str:
     """A term as a formula, to a few levels."""
     term = unwrapped(term)
     if (value := scalar(term)) is not None:
         return f"{float(value):g}"
     if depth == 0 or not term.operands:
         return "x" if term.name == "input" else "…"
-    inner = [_outline(t, depth - 1) for t in term.operands[:3]]
+    inner = [outline(t, depth - 1) for t in term.operands[:3]]
     signs = {"add": " + ", "sub": " - ", "mul": " · ", "div": " / "}
     if term.name in signs and len(inner) == 2:
         return f"({signs[term.name].join(inner)})"
@@ -133,9 +78,6 @@ def _outline(term: Term, depth: int = 5) -> str:
         return f"{inner[0]}[…]"
     names = {"reduce_sum": "sum", "reduce_prod": "prod", "reduce_max": "max", "logistic": "sigmoid"}
     return f"{names.get(term.name, term.name)}({', '.join(inner)})"
-
-
-outline = _outline
 
 
 # ---------------------------------------------------------------------------------------- exponentials, sigmoids
@@ -308,8 +250,8 @@ def _signed_sum(term: Term, a: Parts, b: Parts, sign: float) -> Parts:
     one = number(term, 1.0)
 
     def run(la: Array, ra: Array, lb: Array, rb: Array) -> tuple[Array, Array]:
-        logs = jnp.stack(jnp.broadcast_arrays(la, lb, jnp.zeros(term.shape, la.dtype))[:2])
-        weights = jnp.stack(jnp.broadcast_arrays(ra, sign * rb, jnp.zeros(term.shape, ra.dtype))[:2])
+        logs = jnp.stack([jnp.broadcast_to(a, term.shape) for a in (la, lb)])
+        weights = jnp.stack([jnp.broadcast_to(a, term.shape) for a in (ra, sign * rb)])
         return st.logsumexp(logs, 0, weights, return_sign=True)
 
     return _weighted(term, [a.log, a.rest or one, b.log, b.rest or one], run, elementwise=True)
@@ -321,32 +263,29 @@ def _complement(term: Term, rw: Rewriter, sign: float) -> Parts | None:
     for one, other in pairs:
         if scalar(one) != 1:
             continue
-        other = unwrapped(other)
-        if other.name == "neg" and sign > 0:
-            (other,), sign = other.operands, -sign
-        if other.name == "logistic" and sign < 0:
+        other, side = unwrapped(other), sign
+        if other.name == "neg" and side > 0:
+            (other,), side = other.operands, -side
+        if other.name == "logistic" and side < 0:
             return Parts(derived(term, "log_sigmoid", lambda x: st.log_sigmoid(-x), [rw(other.operands[0])]), None)
         if other.name == "tanh":
-            run = lambda x, s=sign: st.log_sigmoid(2 * s * x) + math.log(2)  # noqa: E731
+            run = lambda x, s=side: st.log_sigmoid(2 * s * x) + math.log(2)  # noqa: E731
             return Parts(derived(term, "log_sigmoid", run, [rw(other.operands[0])]), None)
         if other.name == "erf":
-            run = lambda x, s=sign: _log_erfc(-s * x)  # noqa: E731
+            run = lambda x, s=side: _log_erfc(-s * x)  # noqa: E731
             return Parts(derived(term, "log_erfc", run, [rw(other.operands[0])]), None)
-        if sign < 0 and (base := _squared(other)) is not None and unwrapped(base).name == "tanh":
+        if side < 0 and (base := squared(other)) is not None and unwrapped(base).name == "tanh":
             run = lambda x: -2 * st.log_cosh(x)  # noqa: E731
             return Parts(derived(term, "log_cosh", run, [rw(unwrapped(base).operands[0])]), None)
     return None
 
 
-def _squared(term: Term) -> Term | None:
+def squared(term: Term) -> Term | None:
     if term.name == "square" or (term.name == "integer_pow" and term.params["y"] == 2):
         return term.operands[0]
     if term.name == "mul" and term.operands[0] is term.operands[1]:
         return term.operands[0]
     return None
-
-
-squared = _squared
 
 
 @parts_of("reduce_prod")
@@ -373,52 +312,6 @@ def _cumprod(term: Term, rw: Rewriter) -> Parts | None:
     assert log is not None
     rest = rest and derived(term, "cumprod", lambda a: lax.cumprod(a, axis, reverse), [rest], elementwise=False)
     return Parts(derived(term, "cumsum", lambda a: lax.cumsum(a, axis, reverse), [log], elementwise=False), rest)
-
-
-@rule("pow")
-def root_of_product(term: Term, rw: Rewriter) -> Term | None:
-    r"""\((\prod_i x_i)^q\) for |q| < 1, a geometric mean: \(\exp(q \sum_i \log x_i)\)."""
-    base, exponent = term.operands
-    q, inner = scalar(exponent), unwrapped(base)
-    if q is None or abs(q) >= 1 or inner.name != "reduce_prod" or (got := parts(base, rw)) is None or got.rest is None:
-        return None
-
-    def run(a: Array, sign: Array) -> Array:
-        return jnp.where(sign < 0, jnp.nan, jnp.exp(float(q) * a))
-
-    return replaced(
-        term, "log-space", run, [got.log, got.rest], before=f"prod(x)^{float(q):g}", after=f"exp({float(q):g} sum(log(x)))",
-        reason="the product leaves the range of the dtype, its root does not", elementwise=True,
-    )  # fmt: skip
-
-
-@rule("sub")
-def one_minus_product(term: Term, rw: Rewriter) -> Term | None:
-    r"""\(1 - \prod_i p_i\) near 0, of factors whose logarithms are known: \(-\mathrm{expm1}(\sum_i \log p_i)\)."""
-    for one, other, sign in ((*term.operands, -1.0), (*term.operands[::-1], 1.0)):
-        inner = unwrapped(other)
-        if scalar(one) != 1 or inner.name not in (
-            "cumprod",
-            "reduce_prod",
-            "broadcast_in_dim",
-            "slice",
-            "gather",
-            "squeeze",
-        ):
-            continue
-        if inner.name == "reduce_prod" and parts(inner.operands[0], rw) is None:
-            continue
-        if (got := parts(other, rw)) is None or got.rest is not None:
-            continue
-
-        def run(a: Array, s: float = sign) -> Array:
-            return s * st.expm1(a)
-
-        return replaced(
-            term, "log-space", run, [got.log], before=f"1 - {_outline(other)}", after="-expm1 of its logarithm",
-            reason="the product rounds to 1, and the difference is lost", elementwise=True,
-        )  # fmt: skip
-    return None
 
 
 # ------------------------------------------------------------------------------------------- choice and layout

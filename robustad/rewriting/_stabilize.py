@@ -10,12 +10,7 @@ from jax import Array
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Equation
-from robustad.rewriting import _inlined as _inlined  # the rules register themselves
-from robustad.rewriting import _log_space as _log_space
-from robustad.rewriting import _moments as _moments
-from robustad.rewriting import _scaled_loops as _scaled_loops
-from robustad.rewriting import _softmax as _softmax
-from robustad.rewriting import _weights as _weights
+from robustad.rewriting import _rules as _rules
 from robustad.rewriting._accumulators import Wide, wide_in, wide_input, wide_sum
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies

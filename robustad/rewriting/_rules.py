@@ -1,0 +1,10 @@
+"""All rules over whole arrays. They register themselves; where two match a term, the one of the earlier module has it."""
+
+from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
+    _softmax as _softmax,
+    _log_rules as _log_rules,
+    _scaled_loops as _scaled_loops,
+    _moments as _moments,
+    _weights as _weights,
+    _inlined as _inlined,
+)
