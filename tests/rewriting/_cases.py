@@ -40,7 +40,7 @@ class Case:
             return np.float64(self.gradient(mpmath.mpf(float(self.dtype(self.x)))))
 
     def is_right(self, got: Any) -> bool:
-        """Within 1e-4 (float64: 1e-10); a correct 0 is 0, below the smallest normal, or beside larger entries their rounding."""
+        """Within 1e-4 (float64: 1e-10); a correct 0 is 0, below the smallest normal, or beside larger entries rounding."""
         got, want = np.asarray(got, np.float64), self.truth
         least = float(np.finfo(self.dtype).tiny)
         rtol = 1e-10 if self.wide else 1e-4

@@ -70,15 +70,19 @@ class Expr:
 _known: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
 
 
+view: list[str] = [""]  # the sample points that analyses look at, by name
+
+
 def remembered(analysis: Callable[[Expr], Value]) -> Callable[[Expr], Value]:
-    """An analysis of one node, computed once for each node."""
+    """An analysis of one node, computed once for each node and each set of sample points."""
     name = f"{analysis.__module__}.{analysis.__qualname__}"
 
     @functools.wraps(analysis)
     def once(e: Expr) -> Value:
-        if name not in e.facts:
-            e.facts[name] = analysis(e)
-        return e.facts[name]
+        key = name + view[0]
+        if key not in e.facts:
+            e.facts[key] = analysis(e)
+        return e.facts[key]
 
     return once
 
