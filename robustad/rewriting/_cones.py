@@ -14,12 +14,13 @@ from jax import Array, lax
 from robustad.rewriting._graph import Step, Term, scalar, widens
 from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, fitted, place_of
+from robustad.rewriting._search import Search
 from robustad.rewriting.expressions._calculus import Firing, stabilized
 from robustad.rewriting.expressions._conversion import expression_of
 from robustad.rewriting.expressions._error_free import has_error_free
 from robustad.rewriting.expressions._evaluation import evaluate
-from robustad.rewriting.expressions._expression import Expr, const, nodes, select, substituted, var
-from robustad.rewriting.expressions._region import region
+from robustad.rewriting.expressions._expression import Expr, const, nodes, select, var
+from robustad.rewriting.expressions._region import Slopes, region
 from robustad.rewriting.expressions._text import text
 
 _DEEPEST = 32  # levels of one cone; a longer chain is cut
@@ -29,11 +30,13 @@ _LARGEST = 600  # nodes of its tree
 class Cones:
     """The cones of one program.
 
+    search: what measures the forms of a cone on examples.
     roots: the terms at which one ends: their readers are not elementwise, or they are cut from too long a chain.
     """
 
-    def __init__(self, terms: Sequence[Term], outputs: Sequence[Term]):
+    def __init__(self, terms: Sequence[Term], outputs: Sequence[Term], search: Search | None = None):
         level: dict[Term, int] = dict.fromkeys(outputs, 0)
+        self._search = search
         self._cut: set[Term] = set()
         self.roots: set[Term] = set(outputs)
         for term in reversed(terms):
@@ -61,12 +64,36 @@ class Cones:
         plain = self._expression(term, rw, root=True)
         if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves or self._is_protected(term, plain):
             return None
+        plain, leaves, places = self._numbered(plain)
+
+        def told(firing: Firing) -> Rewrite:
+            place = place_of(places.get(firing.expr, term.step))
+            return Rewrite(*place, firing.rule, firing.before, firing.after, firing.reason)
+
         (stable,), firings = stabilized([plain])
+        if self._search is not None:
+            found = self._search(term, plain, stable if firings else None, leaves)
+            if found is not None:
+                if found.firing is None:
+                    return None
+                return _step(term, (found.form, plain), list(map(rw, leaves)), [told(found.firing)], found.slopes)
         if firings:
-            return self._region(term, stable, plain, firings, rw)
-        if any(_is_narrow(self._terms[i]) for i in plain.leaves) and (firings := _rounded_once(plain)):
-            return self._rounded_once(term, plain, firings[0], rw)
+            return _step(term, (stable, plain), list(map(rw, leaves)), list(map(told, firings)))
+        if any(map(_is_narrow, leaves)) and (firings := _rounded_once(plain)):
+            return _in_float32(term, plain, list(map(rw, leaves)), told(firings[0]))
         return None
+
+    def _numbered(self, e: Expr) -> tuple[Expr, list[Term], dict[Expr, Step]]:
+        """An expression with its variables numbered from 0, what these stand for, and the steps of its nodes.
+
+        So equal expressions at different places of a program are one, whatever their leaves.
+        """
+        used = sorted(e.leaves)
+        made: dict[Expr, Expr] = {var(i): var(k) for k, i in enumerate(used)}
+        for n in nodes(e):
+            made.setdefault(n, Expr(n.op, tuple(made[a] for a in n.args), n.value))
+        places = {made[n]: self._places[n] for n in nodes(e) if n in self._places}
+        return made[e], [self._terms[i] for i in used], places
 
     # ---------------------------------------------------------------------------------------------- reading
 
@@ -107,25 +134,8 @@ class Cones:
             self._terms.append(term)
         return self._leaves[term]
 
-    # --------------------------------------------------------------------------------------------- building
 
-    def _region(self, term: Term, stable: Expr, plain: Expr, firings: Sequence[Firing], rw: Rewriter) -> Term:
-        (stable, plain), operands = self._on_leaves([stable, plain], rw)
-        return _step(term, (stable, plain), operands, [self._told(f, term) for f in firings])
-
-    def _rounded_once(self, term: Term, plain: Expr, firing: Firing, rw: Rewriter) -> Term:
-        (plain,), operands = self._on_leaves([plain], rw)
-        return _in_float32(term, plain, operands, self._told(firing, term))
-
-    def _on_leaves(self, forms: Sequence[Expr], rw: Rewriter) -> tuple[list[Expr], list[Term]]:
-        """The expressions with their variables numbered from 0, and what these stand for."""
-        used = sorted(frozenset().union(*(e.leaves for e in forms)))
-        renamed = {var(i): var(k) for k, i in enumerate(used)}
-        return [substituted(e, renamed) for e in forms], [rw(self._terms[i]) for i in used]
-
-    def _told(self, firing: Firing, term: Term) -> Rewrite:
-        place = place_of(self._places.get(firing.expr, term.step))
-        return Rewrite(*place, firing.rule, firing.before, firing.after, firing.reason)
+# ------------------------------------------------------------------------------------------------- building
 
 
 def _in_float32(like: Term, plain: Expr, operands: Sequence[Term], told: Rewrite) -> Term:
@@ -141,10 +151,12 @@ def _in_float32(like: Term, plain: Expr, operands: Sequence[Term], told: Rewrite
     )  # fmt: skip
 
 
-def _step(like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: Sequence[Rewrite]) -> Term:
+def _step(
+    like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: Sequence[Rewrite], slopes: Slopes = ()
+) -> Term:
     """A region in the place of a term."""
     stable, plain = forms
-    function = region(stable, len(operands), plain)
+    function = region(stable, len(operands), plain, slopes)
 
     def run(*arrays: Array) -> Array:
         shaped = [jnp.broadcast_to(x, like.shape) for x in arrays]
@@ -154,7 +166,8 @@ def _step(like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: 
         """The same where a mask holds, and 0 with derivative 0 elsewhere, whatever the formula gives there."""
         at = var(len(operands))
         zero = const(0)
-        return _step(like, (select(at, zero, stable), select(at, zero, plain)), [*given, mask], told)
+        forms = select(at, zero, stable), select(at, zero, plain)
+        return _step(like, forms, [*given, mask], told, tuple((i, select(at, zero, e)) for i, e in slopes))
 
     first, *rest = told
     return Step.of(

@@ -42,6 +42,19 @@ class Traced:
         self.program, shapes = _jaxpr.trace(called, *self.arrays)
         self._returned = jax.tree.structure(shapes)
 
+    @property
+    def given(self) -> Any:
+        """The positional arguments."""
+        return self._given[0]
+
+    def arrays_of(self, args: Any) -> list[Any] | None:
+        """The arrays of another call; None where its structure, or what is no array in it, is another one."""
+        leaves, structure = jax.tree.flatten((args, {}))
+        if structure != self._structure:
+            return None
+        fixed = [None if i in self._dynamic else x for i, x in enumerate(leaves)]
+        return [leaves[i] for i in self._dynamic] if fixed == self._fixed else None
+
     def _with(self, where: Sequence[int], values: Sequence[Any]) -> Any:
         leaves = list(self._fixed)
         for i, value in zip(where, values):

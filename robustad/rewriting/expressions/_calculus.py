@@ -10,7 +10,7 @@ from robustad.rewriting.expressions._differences import angle
 from robustad.rewriting.expressions._error_free import has_error_free
 from robustad.rewriting.expressions._exponentials import scaled
 from robustad.rewriting.expressions._exponents import meant
-from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub
+from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub, view
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting.expressions._products import Sum, built, collected, of_product
 from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
@@ -80,11 +80,16 @@ def _gain(plain: Expr, found: Stable) -> bool:
 
 def stable(e: Expr) -> Stable:
     """The stable form of one expression; a user's error-free transform is left alone."""
-    key = "stable"
+    key = "stable" + view[0]
     if key not in e.facts:
         found = Stable(e, 0, ()) if has_error_free(e) else _Pass().whole(meant(e))
         e.facts[key] = found if found.firings else Stable(e, found.hazards, ())
     return e.facts[key]
+
+
+def form_of(e: Expr) -> Expr:
+    """What the rules make of an expression, as a candidate: at the sample points that are looked at now."""
+    return e if has_error_free(e) else _Pass().whole(meant(e)).expr
 
 
 def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:

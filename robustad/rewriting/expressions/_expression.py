@@ -70,15 +70,19 @@ class Expr:
 _known: weakref.WeakValueDictionary[Any, Expr] = weakref.WeakValueDictionary()
 
 
+view: list[str] = [""]  # the sample points that analyses look at, by name
+
+
 def remembered(analysis: Callable[[Expr], Value]) -> Callable[[Expr], Value]:
-    """An analysis of one node, computed once for each node."""
+    """An analysis of one node, computed once for each node and each set of sample points."""
     name = f"{analysis.__module__}.{analysis.__qualname__}"
 
     @functools.wraps(analysis)
     def once(e: Expr) -> Value:
-        if name not in e.facts:
-            e.facts[name] = analysis(e)
-        return e.facts[name]
+        key = name + view[0]
+        if key not in e.facts:
+            e.facts[key] = analysis(e)
+        return e.facts[key]
 
     return once
 
@@ -260,11 +264,3 @@ def rebuilt(e: Expr, args: tuple[Expr, ...]) -> Expr:
             return call(e.op, *args)
         case _:
             return Expr(e.op, args, e.value)
-
-
-def substituted(e: Expr, changes: dict[Expr, Expr]) -> Expr:
-    """The expression with some nodes put in the place of others."""
-    done: dict[Expr, Expr] = {}
-    for n in nodes(e):
-        done[n] = changes[n] if n in changes else rebuilt(n, tuple(done[a] for a in n.args))
-    return done[e]

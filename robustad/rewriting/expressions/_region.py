@@ -29,12 +29,16 @@ from robustad.rewriting.expressions._exponents import meant
 from robustad.rewriting.expressions._expression import ZERO, Expr
 from robustad.rewriting.expressions._text import text
 
+Slopes = tuple[tuple[int, Expr], ...]
+
 
 class Formula:
-    """What a region computes: the stable form, and the plain one that its derivatives are also derived from."""
+    """What a region computes: the stable form, the plain one that its derivatives are also derived from, and forms of
+    these where they are given.
+    """
 
-    def __init__(self, stable: Expr, plain: Expr):
-        self.stable, self.plain = stable, plain
+    def __init__(self, stable: Expr, plain: Expr, slopes: Slopes = ()):
+        self.stable, self.plain, self.slopes = stable, plain, slopes
         self._partials: dict[int, Formula | None] = {}
 
     def partial(self, index: int) -> Formula | None:
@@ -43,21 +47,25 @@ class Formula:
             from robustad.rewriting.expressions._calculus import stabilized_derivative
 
             plain = derivative(self.plain, index)
-            stable = stabilized_derivative(self.stable, plain, index)
+            given = dict(self.slopes).get(index)
+            stable = stabilized_derivative(self.stable, plain, index) if given is None else given
             self._partials[index] = None if stable is ZERO else Formula(stable, plain)
         return self._partials[index]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Formula) and (self.stable, self.plain) == (other.stable, other.plain)
+        return isinstance(other, Formula) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.stable, self.plain))
+        return hash(self._key())
+
+    def _key(self) -> tuple[Expr, Expr, Slopes]:
+        return self.stable, self.plain, self.slopes
 
     def __repr__(self) -> str:
         return text(self.stable)
 
 
-def region(expr: Expr, arity: int, plain: Expr | None = None) -> Callable[..., Array]:
+def region(expr: Expr, arity: int, plain: Expr | None = None, slopes: Slopes = ()) -> Callable[..., Array]:
     """The function that `expr` computes of `arity` arrays of equal shape, elementwise.
 
     The result has the widest floating dtype of its operands. Variables that stand for truth values or integers take arrays
@@ -67,8 +75,9 @@ def region(expr: Expr, arity: int, plain: Expr | None = None) -> Callable[..., A
         expr: the stable form, of variables 0 to arity - 1.
         arity: how many arrays the function takes.
         plain: the form that the user wrote; `expr` where there is no other.
+        slopes: forms of partial derivatives, by variable; those that the calculus finds where there is none.
     """
-    formula = _formula(expr, expr if plain is None else meant(plain))
+    formula = _formula(expr, expr if plain is None else meant(plain), slopes)
 
     def function(*operands: Array) -> Array:
         if len(operands) != arity:
@@ -79,8 +88,8 @@ def region(expr: Expr, arity: int, plain: Expr | None = None) -> Callable[..., A
 
 
 @functools.lru_cache(maxsize=1024)
-def _formula(stable: Expr, plain: Expr) -> Formula:
-    return Formula(stable, plain)
+def _formula(stable: Expr, plain: Expr, slopes: Slopes = ()) -> Formula:
+    return Formula(stable, plain, slopes)
 
 
 stable_p = Primitive("stable")

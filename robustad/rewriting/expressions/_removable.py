@@ -130,6 +130,19 @@ def removed(e: Expr, far: Expr) -> Expr | None:
     return made
 
 
+def taylor(e: Expr, centre: Fraction, radius: float) -> Expr | None:
+    """The expression of one variable by its series around a centre, and as it stands beyond that distance; None where it
+    has none that reaches so far.
+    """
+    if not radius or e.size > 400 or not _is_float(centre):
+        return None
+    series = _series(e, centre)
+    if series is None or series.radius < radius:
+        return None
+    (index,) = e.leaves
+    return Expr("series", (Expr("var", (), index), e), series)
+
+
 def _series(e: Expr, centre: Fraction, function: Expr | None = None) -> Series | None:
     whole = expansion(e, centre, _LONG, exact=False)[e]
     if whole is None or len(whole.coefficients) < 8:

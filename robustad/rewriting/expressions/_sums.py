@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from robustad.rewriting.expressions._bounds import bounds
 from robustad.rewriting.expressions._differences import from_constant, function_difference
-from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, div, mul, power, select, sub
+from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, div, mul, power, select, sub, view
 from robustad.rewriting.expressions._polynomials import over_rationals, rational_roots, without_real_roots
 from robustad.rewriting.expressions._products import (
     Monomial,
@@ -57,7 +57,7 @@ _memo: dict[Any, Closed] = {}
 
 def close(s: Sum, depth: int = 0) -> Closed:
     """The best form that is found of a sum."""
-    key = frozenset(s.items()), conditions(), depth
+    key = frozenset(s.items()), conditions(), depth, view[0]
     if key in _memo:
         return _memo[key]
     plain = Closed(built(s), hazards(s))
