@@ -5,14 +5,17 @@ from jax import Array
 
 from robustad import stability as st
 from robustad.rewriting._graph import Term, scalar, unwrapped
-from robustad.rewriting._log_space import is_carried_by, outline, parts
+from robustad.rewriting._log_space import complement, is_carried_by, outline, parts
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
 
 
 @rule("log", "log1p")
 def log_of_reduced(term: Term, rw: Rewriter) -> Term | None:
-    """As below, where a reduction or a selection of elements is under the logarithm: no expression of elements."""
-    if not _reduces(term.operands[0]):
+    """As below, where a reduction or a selection of elements is under the logarithm, or 1 ± a function that tends to ∓1."""
+    (operand,) = term.operands
+    sign = {"add": 1.0, "sub": -1.0}.get(operand.name)
+    near = sign is not None and scalar(operand.operands[0]) == 1 and complement(term, operand.operands[1], sign, rw)
+    if not near and not _reduces(operand):
         return None
     return (log_of_carried if term.name == "log" else log1p_of_carried)(term, rw)
 
@@ -49,6 +52,31 @@ def log_of_carried(term: Term, rw: Rewriter) -> Term | None:
     if got.rest is None:
         return replaced(term, kind, lambda a: a, [got.log], **told)
     return replaced(term, kind, lambda a, b: a + st.log(b), [got.log, got.rest], **told)
+
+
+@rule("log1p")
+def log1p_of_complement(term: Term, rw: Rewriter) -> Term | None:
+    """log(1 ± u) of a function u that tends to ∓1, by the exponential that is its distance."""
+    (operand,) = term.operands
+    sign, inner = (-1.0, operand.operands[0]) if operand.name == "neg" else (1.0, operand)
+    if (got := complement(term, inner, sign, rw)) is None or got.rest is not None:
+        return None
+    return replaced(
+        term, "log-space", lambda a: a, [got.log], before=f"log1p({outline(operand)})", after="its logarithm in log-space",
+        reason="the function rounds to 1 far out, and what is left of the difference is its rounding", elementwise=True,
+    )  # fmt: skip
+
+
+@rule("atanh")
+def inverse_of_tanh(term: Term, rw: Rewriter) -> Term | None:
+    """artanh(tanh x): tanh rounds to 1, and with it goes x."""
+    (operand,) = term.operands
+    if operand.name != "tanh":
+        return None
+    return replaced(
+        term, "inverse", lambda a: a, [rw(operand.operands[0])], before="arctanh(tanh(x))", after="x",
+        reason="tanh rounds to 1 from 9.01 on (float32)", elementwise=True,
+    )  # fmt: skip
 
 
 @rule("log1p", late=True)

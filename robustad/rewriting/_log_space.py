@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from robustad import _jaxpr
 from robustad import stability as st
-from robustad.rewriting._graph import Term, made_by, scalar, unwrapped, widens
+from robustad.rewriting._graph import Term, made_by, scalar, unwrapped
 from robustad.rewriting._layout import reduced_axes
 from robustad.rewriting._rewriter import Rewriter, derived, number
 from robustad.rewriting._softmax import softmax_of
@@ -258,26 +259,35 @@ def _signed_sum(term: Term, a: Parts, b: Parts, sign: float) -> Parts:
 
 
 def _complement(term: Term, rw: Rewriter, sign: float) -> Parts | None:
-    """1 ± a function that tends to ∓1, as an exponential: of sigmoid, tanh, tanh², erf."""
-    pairs = [term.operands] if sign < 0 else [term.operands, term.operands[::-1]]
-    for one, other in pairs:
-        if scalar(one) != 1:
-            continue
-        other, side = unwrapped(other), sign
-        if other.name == "neg" and side > 0:
-            (other,), side = other.operands, -side
-        if other.name == "logistic" and side < 0:
-            return Parts(derived(term, "log_sigmoid", lambda x: st.log_sigmoid(-x), [rw(other.operands[0])]), None)
-        if other.name == "tanh":
-            run = lambda x, s=side: st.log_sigmoid(2 * s * x) + math.log(2)  # noqa: E731
-            return Parts(derived(term, "log_sigmoid", run, [rw(other.operands[0])]), None)
-        if other.name == "erf":
-            run = lambda x, s=side: _log_erfc(-s * x)  # noqa: E731
-            return Parts(derived(term, "log_erfc", run, [rw(other.operands[0])]), None)
-        if side < 0 and (base := squared(other)) is not None and unwrapped(base).name == "tanh":
-            run = lambda x: -2 * st.log_cosh(x)  # noqa: E731
-            return Parts(derived(term, "log_cosh", run, [rw(unwrapped(base).operands[0])]), None)
+    """1 ± a function that tends to ∓1, as an exponential."""
+    for one, other in [term.operands] if sign < 0 else [term.operands, term.operands[::-1]]:
+        if scalar(one) == 1 and (got := complement(term, other, sign, rw)) is not None:
+            return got
     return None
+
+
+def complement(like: Term, other: Term, sign: float, rw: Rewriter) -> Parts | None:
+    """1 ± u, of the shape of `like`, for a sigmoid, tanh, tanh², or erf."""
+    other = unwrapped(other)
+    if other.name == "neg" and sign > 0:
+        (other,), sign = other.operands, -1.0
+    if (base := squared(other)) is not None and sign < 0 and unwrapped(base).name == "tanh":
+        (x,) = unwrapped(base).operands
+        return Parts(derived(like, "log_cosh", lambda x: -2 * st.log_cosh(x), [rw(x)]), None)
+    functions: dict[str, Callable[[Array], Array]] = {
+        "tanh": lambda x: st.log_sigmoid(2 * sign * x) + math.log(2),
+        "erf": lambda x: _log_erfc(-sign * x),
+    }
+    if sign < 0:
+        functions["logistic"] = lambda x: st.log_sigmoid(-x)
+    if other.name not in functions:
+        return None
+    return Parts(derived(like, f"log(1 ± {other.name})", functions[other.name], [rw(other.operands[0])]), None)
+
+
+def _stays_floating(term: Term) -> bool:
+    """Whether a conversion is one between floats: the logarithm of a rounded sum is rounded less."""
+    return bool(jnp.issubdtype(term.operands[0].dtype, jnp.floating) and jnp.issubdtype(term.dtype, jnp.floating))
 
 
 def squared(term: Term) -> Term | None:
@@ -354,9 +364,10 @@ def _zero(like: Term) -> Parts:
     "copy", "stop_gradient", "convert_element_type",
 )  # fmt: skip
 def _structural(term: Term, rw: Rewriter) -> Parts | None:
-    if term.name == "convert_element_type" and not widens(term):
+    if term.name == "convert_element_type" and not _stays_floating(term):
         return None
-    if term.name == "gather" and term.params.get("fill_value") is not None:
+    fill = term.params.get("fill_value")
+    if term.name == "gather" and fill is not None and not np.isnan(fill):
         return None
     first, *others = term.operands
     if (got := parts(first, rw)) is None:
