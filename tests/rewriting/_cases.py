@@ -45,7 +45,8 @@ class Case:
         least = float(np.finfo(self.dtype).tiny)
         rtol = 1e-10 if self.wide else 1e-4
         rounding = np.finfo(self.dtype).eps * np.max(np.abs(np.where(np.isfinite(want), want, 0)), initial=0.0)
-        close = np.abs(got - want) <= rtol * np.abs(want)
+        with np.errstate(invalid="ignore"):
+            close = np.abs(got - want) <= rtol * np.abs(want)
         return bool(np.all(np.where(np.abs(want) < least, np.abs(got) <= max(least, rounding), (got == want) | close)))
 
 

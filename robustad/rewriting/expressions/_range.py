@@ -66,12 +66,24 @@ def root_of_square(e: Expr) -> Expr | None:
 
 @remembered
 def has_quotient(e: Expr) -> bool:
-    """Whether a sum that shares a variable with the numerator is divided by."""
+    """Whether a sum that shares a variable with the numerator is divided by, or a variable that is also a factor."""
     return any(
-        n.op == "div"
-        and n.args[1].op in ("add", "sub", "mul", "integer_pow", "sqrt")
-        and n.args[0].leaves & n.args[1].leaves
+        (
+            n.op == "div"
+            and n.args[1].op in ("add", "sub", "mul", "integer_pow", "sqrt")
+            and n.args[0].leaves & n.args[1].leaves
+        )
+        or (n.op == "mul" and any(_divides_by(b, a) for a, b in (n.args, n.args[::-1])))
         for n in nodes(e)
+    )
+
+
+def _divides_by(e: Expr, x: Expr) -> bool:
+    """Whether a function of something divided by the variable x stands in e."""
+    return (
+        x.op == "var"
+        and e.op not in ("div", "mul", "add", "sub")
+        and any(n.op == "div" and n.args[1] is x for n in nodes(e))
     )
 
 

@@ -17,8 +17,9 @@ import math
 from fractions import Fraction
 
 from robustad.rewriting.expressions._bounds import linear
+from robustad.rewriting.expressions._compound import Compound, compounds
 from robustad.rewriting.expressions._derivative import derivative
-from robustad.rewriting.expressions._expression import ONE, Expr, nodes
+from robustad.rewriting.expressions._expression import ONE, Expr, call, const, mul, nodes, select, sub, substituted
 from robustad.rewriting.expressions._series import Laurent, expansion
 
 _MOST = 22  # terms of a series
@@ -73,8 +74,11 @@ def cancellations(e: Expr) -> list[Fraction | None]:
 
 
 def _cancellations(e: Expr) -> list[Fraction | None]:
-    if len(e.leaves) != 1 or e.size > 400:
+    if e.size > 400:
         return []
+    if len(e.leaves) != 1:
+        whole = _compound(e)
+        return [] if whole is None else cancellations(whole.function)
     found: list[Fraction | None] = []
     for c in centres(e):
         series = expansion(e, c, _LOOK)
@@ -120,6 +124,8 @@ def _terms(e: Expr) -> list[Expr]:
 
 def removed(e: Expr, far: Expr) -> Expr | None:
     """The node e, given by series near each of its removable cancellations and by `far` elsewhere."""
+    if len(e.leaves) > 1:
+        return _removed_compound(e, far)
     made: Expr | None = None
     for c in cancellations(e):
         series = _series(e, c) if c is not None else _series(inverted(e), Fraction(0), e)
@@ -127,6 +133,28 @@ def removed(e: Expr, far: Expr) -> Expr | None:
             (index,) = e.leaves
             x = Expr("var", (), index)
             far = made = Expr("series", (x if c is not None else Expr("div", (ONE, x)), far), series)
+    return made
+
+
+def _compound(e: Expr) -> Compound | None:
+    """The compound variable in which something cancels."""
+    return next((c for c in compounds(e) if cancellations(c.function)), None)
+
+
+def _removed_compound(e: Expr, far: Expr) -> Expr | None:
+    """The same in a compound variable: factor · series(variable) near its cancellations."""
+    whole = _compound(e)
+    if whole is None:
+        return None
+    made: Expr | None = None
+    for c in cancellations(whole.function):
+        if c is None:
+            continue
+        series = _series(whole.function, c)
+        if series is not None:
+            u = whole.variable
+            near = mul(whole.factor, Expr("series", (u, ONE), series))
+            far = made = select(Expr("lt", (call("abs", sub(u, const(c))), const(series.radius))), far, near)
     return made
 
 
@@ -199,4 +227,9 @@ def series_derivative(n: Expr, index: int) -> Expr:
 
     if index not in n.leaves:
         return Expr("const", (), Fraction(0))
-    return stable(derivative(n.value.function, index)).expr
+    (own,) = n.value.function.leaves
+    slope = stable(derivative(n.value.function, own)).expr
+    u = n.args[0]
+    if u.leaves == {own}:
+        return slope
+    return mul(substituted(slope, {Expr("var", (), own): u}), derivative(u, index))
