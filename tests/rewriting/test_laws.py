@@ -156,3 +156,46 @@ def test_calls_with_shardings_are_told() -> None:
 
 def test_integers_of_numpy_stay_as_they_are() -> None:
     assert S(lambda x, n: jnp.log(jnp.exp(x) * jnp.ones(n)))(100.0, np.int64(3)).shape == (3,)
+
+
+REMOVABLE = {
+    "sin(t)/t": lambda t: jnp.sin(t) / t,
+    "(1-cos t)/t^2": lambda t: (1 - jnp.cos(t)) / t**2,
+    "expm1(t)/t": lambda t: jnp.expm1(t) / t,
+    "log(1+t)/t": lambda t: jnp.log(1 + t) / t,
+}
+OPERANDS = {
+    "sum of squares": lambda w: jnp.sum(w * w),
+    "norm": lambda w: jnp.sqrt(jnp.sum(w**2)),
+    "rows": lambda w: jnp.sum(jnp.outer(w, w), 1),
+    "product of two": lambda w: 0.3 * w[0] * w,
+}
+
+
+@pytest.mark.parametrize("operand", OPERANDS)
+@pytest.mark.parametrize("name", REMOVABLE)
+def test_where_plain_is_right_so_is_the_gradient(name: str, operand: str) -> None:
+    f = lambda w: jnp.sum(REMOVABLE[name](OPERANDS[operand](w)))  # noqa: E731
+    w = jnp.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(S(f)(w), f(w), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(S(f))(w), jax.grad(f)(w), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda u: jnp.log1p(-(jnp.tanh(u) ** 2)), lambda u: jnp.log1p(-jnp.tanh(u)), lambda u: jnp.log(1 - jnp.tanh(u))],
+)
+def test_rounded_tanh_under_a_logarithm(f: Any) -> None:
+    np.testing.assert_allclose(jax.grad(S(f))(6.0), -2.0, rtol=2e-5)
+    assert np.isfinite(S(f)(30.0))
+
+
+def test_a_picked_probability_of_a_softmax() -> None:
+    z = jnp.array([[0.0, 300.0, -20.0], [500.0, 1.0, 2.0]])
+    loss = lambda z: -jnp.mean(jnp.log(jnp.take_along_axis(jax.nn.softmax(z), jnp.array([[0], [1]]), 1)))  # noqa: E731
+    np.testing.assert_allclose(S(loss)(z), (300 + 499) / 2, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(S(loss))(z), [[-0.5, 0.5, 0], [0.5, -0.5, 0]], atol=1e-6)
+
+
+def test_logsumexp_of_float16() -> None:
+    assert S(lambda x: jnp.log(jnp.sum(jnp.exp(x))))(jnp.array([60, 120], jnp.float16)) == 120

@@ -10,7 +10,7 @@ from robustad.rewriting.expressions._differences import angle
 from robustad.rewriting.expressions._error_free import has_error_free
 from robustad.rewriting.expressions._exponentials import scaled
 from robustad.rewriting.expressions._exponents import meant
-from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, sub, view
+from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, select, sub, view
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting.expressions._products import Sum, built, collected, of_product
 from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
@@ -277,9 +277,16 @@ def _opened(e: Expr) -> Expr:
 
 
 def _angles(e: Expr) -> Expr:
-    """Sines and cosines of sums of variables by angle addition: the rounded sum of a large and a small one is no angle."""
+    """Sines and cosines of sums of variables by angle addition: the rounded sum of a large and a small one is no angle.
+
+    Where the sum itself is small it is rounded relative to itself, and near its zero angle addition cancels.
+    """
     changes: dict[Expr, Expr] = {}
     for n in nodes(e):
         whole = rebuilt(n, tuple(changes[a] for a in n.args))
-        changes[n] = angle(n.op, collected(n.args[0])) if n.op in ("sin", "cos") else whole
+        changes[n] = whole
+        if n.op in ("sin", "cos"):
+            added = angle(n.op, collected(n.args[0]))
+            small = Expr("lt", (call("abs", n.args[0]), ONE))
+            changes[n] = added if added is whole or added.op == n.op else select(small, added, whole)
     return changes[e]

@@ -264,3 +264,11 @@ def rebuilt(e: Expr, args: tuple[Expr, ...]) -> Expr:
             return call(e.op, *args)
         case _:
             return Expr(e.op, args, e.value)
+
+
+def substituted(e: Expr, changes: dict[Expr, Expr]) -> Expr:
+    """The expression with some nodes put in the place of others."""
+    done: dict[Expr, Expr] = {}
+    for n in nodes(e):
+        done[n] = changes[n] if n in changes else rebuilt(n, tuple(done[a] for a in n.args))
+    return done[e]
