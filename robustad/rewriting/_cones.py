@@ -38,6 +38,7 @@ class Cones:
         level: dict[Term, int] = dict.fromkeys(outputs, 0)
         self._search = search
         self._cut: set[Term] = set()
+        self._numbers: set[Term] = set()  # scalars beside arrays: mended once, not for every element
         self.roots: set[Term] = set(outputs)
         for term in reversed(terms):
             deep = level.get(term, 0)
@@ -48,6 +49,8 @@ class Cones:
                 self.roots.add(term)
             inner = term.step.elementwise and _is_real(term)
             for operand in term.operands:
+                if inner and term.shape and not operand.shape and operand.step.elementwise:
+                    self._numbers.add(operand)
                 if not inner:
                     self.roots.add(operand)
                 level[operand] = max(level.get(operand, 0), deep + 1 if inner else 0)
@@ -59,7 +62,8 @@ class Cones:
 
     def __call__(self, term: Term, rw: Rewriter) -> Term | None:
         """The region that a root becomes; None where no rule of the calculus applies."""
-        if term not in self.roots or not _is_real(term) or not term.step.elementwise:
+        whole = term in self.roots
+        if not (whole or term in self._numbers) or not _is_real(term) or not term.step.elementwise:
             return None
         plain = self._expression(term, rw, root=True)
         if plain.op in ("var", "const") or plain.size > _LARGEST or not plain.leaves or self._is_protected(term, plain):
@@ -71,15 +75,17 @@ class Cones:
             return Rewrite(*place, firing.rule, firing.before, firing.after, firing.reason)
 
         (stable,), firings = stabilized([plain])
-        if self._search is not None:
+        if self._search is not None and whole:
             found = self._search(term, plain, stable if firings else None, leaves)
             if found is not None:
                 if found.firing is None:
                     return None
                 return _step(term, (found.form, plain), list(map(rw, leaves)), [told(found.firing)], found.slopes)
+        if firings and not whole:
+            self._cut.add(term)
         if firings:
             return _step(term, (stable, plain), list(map(rw, leaves)), list(map(told, firings)))
-        if any(map(_is_narrow, leaves)) and (firings := _rounded_once(plain)):
+        if whole and any(map(_is_narrow, leaves)) and (firings := _rounded_once(plain)):
             return _in_float32(term, plain, list(map(rw, leaves)), told(firings[0]))
         return None
 

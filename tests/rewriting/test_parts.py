@@ -51,3 +51,28 @@ def test_weights_in_a_difference():
     entropy = rad.stabilize(lambda p: -(p * jnp.log(p) + (1 - p) * jnp.log(1 - p)))
     np.testing.assert_allclose(jax.vmap(entropy)(jnp.array([0.0, 1.0, 1e-10])), [0, 0, 2.402585e-9], rtol=1e-6)
     np.testing.assert_array_equal(jax.vmap(jax.grad(entropy))(jnp.array([0.0, 1.0])), [np.inf, -np.inf])
+
+
+def test_a_number_beside_arrays_is_mended_once():
+    """Bias correction: the step's number is a scalar, and the arrays around it are left alone."""
+
+    def f(m, t):
+        return m * 2.0 / (1 - 0.999**t)
+
+    program = jax.make_jaxpr(rad.stabilize(f))(jnp.ones(8), 1.0)
+    shapes = [e.outvars[0].aval.shape for e in program.eqns if e.primitive.name == "stable"]
+    assert shapes == [()]
+
+
+def test_an_optimizer_step_is_left_alone():
+    def step(p, g, m, v):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        return p - 1e-3 * (m / (1 - 0.9**3)) / (jnp.sqrt(v / (1 - 0.999**3)) + 1e-8)
+
+    assert not firings(step, 4)
+
+
+def test_a_difference_of_products_is_exact():
+    cross = rad.stabilize(lambda a, b, c, d: a * b - c * d)
+    values = [np.float32(x) for x in (2396747, 7, 7, 2396747)]
+    assert cross(*values) == jax.jit(cross)(*values) == 0

@@ -8,6 +8,8 @@ rounding, for roots, logarithms and quotients of sums and products; polynomials 
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from robustad.rewriting.expressions._derivative import derivative
 from robustad.rewriting.expressions._expression import Expr, call, nodes, rational, remembered
 from robustad.rewriting.expressions._products import of_product, product
@@ -15,21 +17,32 @@ from robustad.rewriting.expressions._samples import narrow_errors
 from robustad.rewriting.expressions._scaled import degrees
 from robustad.rewriting.expressions._series import rational_root
 
+_SMALL = Fraction(1, 1000)  # constants that guard a denominator
 _PART, _PART_OF_SLOPES = 0.08, 0.02  # of the points
 
 
 @remembered
 def needs_range(e: Expr) -> bool:
     """Whether float32 in the middle spoils the value at a fair part of the points."""
-    return ((_roots_or_quotients(e) or _products_cancel(e)) and narrow_errors(e) > _PART) or _products_cancel(e)
+    return _products_cancel(e) or (_roots_or_quotients(e) and not _is_guarded(e) and narrow_errors(e) > _PART)
 
 
 @remembered
 def slope_needs_range(e: Expr) -> bool:
     """Whether that is so of a derivative: 1/(x² + y²) is out of range only where its denominator is, its slopes before."""
-    if not any(n.op == "div" and _compound(n.args[1]) and n.args[1].op in ("add", "sub") for n in nodes(e)):
+    if not any(_divides_by_sum(n) or n.op == "atan2" for n in nodes(e)) or _is_guarded(e):
         return False
     return any(narrow_errors(derivative(e, i)) > _PART_OF_SLOPES for i in sorted(e.leaves))
+
+
+def _divides_by_sum(n: Expr) -> bool:
+    return n.op == "div" and _compound(n.args[1]) and n.args[1].op in ("add", "sub")
+
+
+def _is_guarded(e: Expr) -> bool:
+    """Whether the user has put a small constant beside a root or a square: x/(√v + ε). Then its size has been thought of."""
+    sums = [n for n in nodes(e) if n.op == "add" and any(a.op in ("sqrt", "integer_pow", "mul", "div") for a in n.args)]
+    return any((c := rational(a)) is not None and 0 < c <= _SMALL for n in sums for a in n.args)
 
 
 def _roots_or_quotients(e: Expr) -> bool:
@@ -67,7 +80,7 @@ def root_of_square(e: Expr) -> Expr | None:
 @remembered
 def has_quotient(e: Expr) -> bool:
     """Whether a sum that shares a variable with the numerator is divided by, or a variable that is also a factor."""
-    return any(
+    return not _is_guarded(e) and any(
         (
             n.op == "div"
             and n.args[1].op in ("add", "sub", "mul", "integer_pow", "sqrt")

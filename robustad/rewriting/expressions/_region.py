@@ -135,9 +135,19 @@ def _jvp(operands: Sequence[Array], steps: Sequence[Any], *, formula: Formula) -
 
 
 def _times(operands: Sequence[Array], partial: Formula, step: Array, value: Array) -> Array:
-    slope = _bind(operands, partial)
+    slope = _simple(operands, partial.stable, value)
+    slope = _bind(operands, partial) if slope is None else slope
     (step,) = _jaxpr.varying_alike(step, slope)[:1]
     return lax.mul(slope, lax.convert_element_type(step, value.dtype))
+
+
+def _simple(operands: Sequence[Array], e: Expr, like: Array) -> Array | None:
+    """A slope that is an operand, or its negative: nothing to compute."""
+    inner = e.args[0] if e.op == "neg" else e
+    if inner.op != "var" or operands[inner.value].dtype != like.dtype:
+        return None
+    x = operands[inner.value]
+    return x if inner is e else lax.neg(x)
 
 
 def _batch(operands: Sequence[Array], axes: Sequence[int | None], *, formula: Formula) -> tuple[Array, int]:

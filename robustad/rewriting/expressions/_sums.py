@@ -93,7 +93,7 @@ def hazards(s: Sum) -> float:
 
 
 def _cancelled(s: Sum) -> float:
-    if len(s) < 2 or all(_is_exact(m) for m in s):
+    if len(s) < 2 or all(_is_exact(m) for m in s) or not any(a.leaves for m in s for a, _ in m):
         return 0.0
     return loss([of_product((c, m)) for m, c in s.items()])
 
