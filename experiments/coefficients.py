@@ -52,7 +52,7 @@ def monomials(series):
 
 def fit(function, tolerance):
     long = chebyshev(in_t(function), 80)
-    degree = next(d for d in range(80) if sum(map(abs, long[d + 1 :])) < tolerance * mpmath.mpf("0.6"))
+    degree = next(d for d in range(80) if mpmath.fsum(long[d + 1 :], absolute=True) < tolerance * mpmath.mpf("0.6"))
     return monomials(chebyshev(in_t(function), degree))
 
 
