@@ -23,7 +23,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_slopes(name):
-    check(*CASES[name], bound=3)
+    check(*CASES[name], bound=3, plain_fails=name != "expm1(k t)/k")  # newer versions of JAX have that one right
 
 
 def test_the_compound_variable():
