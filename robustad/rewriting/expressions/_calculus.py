@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from robustad.rewriting.expressions._derivative import derivative, has_derivative
@@ -12,7 +14,7 @@ from robustad.rewriting.expressions._exponentials import scaled
 from robustad.rewriting.expressions._exponents import meant
 from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, select, sub, view
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
-from robustad.rewriting.expressions._products import Sum, built, collected, of_product
+from robustad.rewriting.expressions._products import Sum, TooLong, built, collected, of_product
 from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
 from robustad.rewriting.expressions._removable import cancellations, removed
 from robustad.rewriting.expressions._samples import conditions, loss, undefined, where
@@ -22,6 +24,9 @@ from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
 _BETTER = 0.5  # what a form must save of the hazard
+
+
+_recent: collections.deque[Expr] = collections.deque(maxlen=1000)  # what was found of these is remembered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,7 @@ def stable(e: Expr) -> Stable:
     """The stable form of one expression; a user's error-free transform is left alone."""
     key = "stable" + view[0]
     if key not in e.facts:
+        _recent.append(e)
         found = Stable(e, 0, ()) if has_error_free(e) else _Pass().whole(meant(e))
         e.facts[key] = found if found.firings else Stable(e, found.hazards, ())
     return e.facts[key]
@@ -120,7 +126,10 @@ class _Pass:
 
     def whole(self, e: Expr) -> Stable:
         begin()
-        form = self.form(hoisted(e), 0)
+        try:
+            form = self.form(hoisted(e), 0)
+        except (TooLong, OverflowError, RecursionError):  # a formula that nothing is worth looking for in
+            return Stable(e, math.inf, ())
         if self.firings:
             form = _angles(form)
         return Stable(form, self.hazards, tuple(self.firings))

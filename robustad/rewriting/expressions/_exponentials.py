@@ -20,6 +20,7 @@ from robustad.rewriting.expressions._products import (
     Monomial,
     Product,
     Sum,
+    TooLong,
     accumulate,
     built,
     collected,
@@ -60,7 +61,14 @@ def common_exponent(exponents: Sequence[Expr]) -> tuple[Expr, dict[Expr, int]] |
 
 
 def opened(atom: Expr) -> Sum | None:
-    """A function as a sum of exponentials; a sum with those in it written out."""
+    """A function as a sum of exponentials; a sum with those in it written out. None for others, and where that is long."""
+    try:
+        return _opened(atom)
+    except TooLong:
+        return None
+
+
+def _opened(atom: Expr) -> Sum | None:
     match atom.op:
         case "expm1":
             return {((_exp(collected(atom.args[0])), 1),): _ONE, (): -_ONE}
@@ -160,6 +168,13 @@ def _grows(rest: Sum) -> bool:
 
 def scaled(e: Expr) -> Expr | None:
     """A product or quotient with sums of exponentials in its denominator, in a form that cannot be inf/inf or 0 · inf."""
+    try:
+        return _scaled(e)
+    except TooLong:
+        return None
+
+
+def _scaled(e: Expr) -> Expr | None:
     c, m = _reduced(product(e))
     parts: list[tuple[Scale, int]] = []
     others: Product = (c, ())
