@@ -260,7 +260,7 @@ def test_the_walks_see_through_it():
     x = jnp.asarray([2e6, 3e7], jnp.float32)
     report = rad.audit(loss)(x)
     (finding,) = report.findings
-    assert finding.kind == "cancellation" and not report.notes
+    assert finding.kind == "cancellation" and all(note.line == finding.line for note in report.notes)
     wide = np.asarray(x, np.float64)
     np.testing.assert_allclose(report.reference, 0.5 / np.sqrt(wide + 1) - 0.5 / np.sqrt(wide), rtol=1e-7)
     truth = np.sum(np.sqrt(wide + 1) - np.sqrt(wide))
