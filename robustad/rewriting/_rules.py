@@ -5,6 +5,7 @@ from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
     _log_rules as _log_rules,
     _scaled_loops as _scaled_loops,
     _root_mean_square as _root_mean_square,
+    _angles as _angles,
     _moments as _moments,
     _weights as _weights,
     _inlined as _inlined,

@@ -1,0 +1,86 @@
+"""Angles between nearly parallel vectors, and 1 - cosine."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robustad as rad
+
+length = jnp.linalg.norm
+
+
+def quotients(a, b):
+    return jnp.arccos(jnp.clip(jnp.sum(a * b, -1) / length(a, axis=-1) / length(b, axis=-1), -1, 1))
+
+
+def mapped(a, b):
+    return jax.vmap(lambda a, b: jnp.arccos(jnp.vdot(a, b) / (length(a) * length(b))))(a, b)
+
+
+def units(a, b):
+    u, v = a / length(a, axis=-1, keepdims=True), b / jnp.sqrt(jnp.sum(b**2, -1))[:, None]
+    return jnp.arccos(jnp.einsum("nd,nd->n", u, v))
+
+
+def distance(a, b):
+    return 1 - jnp.sum(a * b, -1) / (length(a, axis=-1) * length(b, axis=-1))
+
+
+def distance_of_units(a, b):
+    return 1 - jnp.sum(a / length(a, axis=-1, keepdims=True) * (b / length(b, axis=-1)[:, None]), axis=-1)
+
+
+def vectors():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(4, 6))
+    b = a * np.array([1, 1.01, 2, 0.3])[:, None] + 1e-3 * rng.normal(size=(4, 6))
+    b[3] = -a[3] + 0.1 * rng.normal(size=6)
+    return jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+
+
+@pytest.mark.parametrize("f", [quotients, mapped, units, distance, distance_of_units])
+def test_small_angles(f):
+    """Within 2⁻²³ of what its entries' last places decide of an angle of 1e-3; the plain form loses 1e-3 or more."""
+    a, b = vectors()
+
+    def slope(f, a, b):
+        both = jax.value_and_grad(lambda a: (f(a, b).sum(), f(a, b))[0])(a)
+        return f(a, b), both[1], jax.jvp(jax.grad(lambda a: f(a, b).sum()), (a,), (b,))[1]
+
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.float64(a)), jnp.asarray(np.float64(b))
+        expected = jax.jit(lambda *x: slope(f, *x))(*wide)
+    got = jax.jit(lambda *x: slope(rad.stabilize(f), *x))(a, b)
+    plain = jax.jit(lambda *x: slope(f, *x))(a, b)
+
+    def off(x, y):
+        y = np.asarray(y).reshape(len(y), -1)
+        return np.max(np.abs(np.float64(x).reshape(y.shape) - y) / np.max(np.abs(y), -1, keepdims=True))
+
+    assert off(got[0], expected[0]) < 2**-23 / 1e-3 and off(plain[0], expected[0]) > 1e-3
+    assert off(got[1], expected[1]) < 4 * 2**-23 / 1e-3
+    assert off(got[2], expected[2]) < 1e-2
+
+
+def test_parallel_vectors_and_a_clip():
+    a, _ = vectors()
+    stable = rad.stabilize(lambda a, b: quotients(a, b).sum())
+    assert stable(a, a) == 0 and not jnp.any(jax.grad(stable)(a, a))
+
+    def clipped(a, b):
+        return jnp.arccos(jnp.clip(jnp.vdot(a, b) / length(a) / length(b), -0.5, 0.5))
+
+    low, high = rad.stabilize(clipped)(a[0], a[0]), rad.stabilize(clipped)(a[0], -a[0])
+    np.testing.assert_allclose([low, high], [np.pi / 3, 2 * np.pi / 3], rtol=2e-7)
+    assert not jnp.any(jax.grad(rad.stabilize(clipped))(a[0], a[0]))
+
+
+def test_what_is_no_cosine_is_left_alone():
+    a, b = vectors()
+    for f in (
+        lambda a, b: jnp.arccos(jnp.vdot(a[0], b[0]) / length(a[0]) / length(a[0]) / 2),
+        lambda a, b: 1 - jnp.sum(a * b, -1) / (length(a, axis=-1) * length(a, axis=-1)),
+        lambda a, b: 1 - jnp.sum(a / length(a, axis=0) * (b / length(b, axis=0)), axis=-1),
+    ):
+        assert not any(r.rule == "angle" for r in rad.stabilize(f).rewrites(a, b))
