@@ -2,7 +2,8 @@
 
 A running sum in bfloat16 stops growing when a term is below half its unit in the last place, and the derivative with it. The
 cotangent of a value that a loop closes over is such a sum too, over the loop's steps. Both are kept in float32 between the
-steps; what else the body computes of them is computed of the rounded value, as before.
+steps; what else the body computes of them is computed of the rounded value, as before. Comparisons are not: a counter has to
+pass its bound at its step.
 """
 
 import dataclasses
@@ -29,6 +30,10 @@ class Wide:
         return bool(self.consts or self.carries)
 
 
+COMPARISONS = ("gt", "ge", "lt", "le")
+_ROUNDED = "rounded sum"
+
+
 def wide_in(scan: Scan) -> Wide:
     """The constants of 16 bits (for their cotangents), and the carries of 16 bits that are sums over the steps."""
     body = scan.body
@@ -46,10 +51,10 @@ def _is_narrow(aval: jax.ShapeDtypeStruct) -> bool:
 
 
 def _is_sum(body: Body, source: int, out: int) -> bool:
-    """Whether an output is an input plus something, a sum that nothing else in the body looks at (as Kahan's sum does)."""
+    """Whether an output is an input plus something, and nothing in the body looks at its rounding (as Kahan's sum does)."""
     made, before = body.outputs[out], body.inputs[source]
     for eqn in body.equations:
-        if made in eqn.invars:
+        if made in eqn.invars and eqn.primitive.name not in COMPARISONS:
             return False
         if made in eqn.outvars:
             same = eqn.invars[: 1 if eqn.primitive.name == "sub" else 2]
@@ -61,8 +66,26 @@ def _is_sum(body: Body, source: int, out: int) -> bool:
 def wide_input(aval: jax.ShapeDtypeStruct) -> tuple[Term, Term]:
     """An input in float32, and its value in the dtype of the program."""
     wide = input_term(jax.ShapeDtypeStruct(aval.shape, jnp.float32))
-    narrow = Step.of("convert", lambda x: [lax.convert_element_type(x, aval.dtype)], [wide], aval, elementwise=True)
-    return wide, narrow
+    return wide, rounded(wide, aval)
+
+
+def rounded(wide: Term, aval: jax.ShapeDtypeStruct) -> Term:
+    """A sum in float32, in the dtype of the program."""
+    return Step.of(_ROUNDED, lambda x: [lax.convert_element_type(x, aval.dtype)], [wide], aval, elementwise=True)
+
+
+def compared(operands: Sequence[Term]) -> tuple[Term, ...] | None:
+    """What a comparison compares in float32, if one of its operands is such a sum."""
+    if not any(t.name == _ROUNDED for t in operands):
+        return None
+
+    def widened(term: Term) -> Term:
+        if term.name == _ROUNDED:
+            return term.operands[0]
+        aval = jax.ShapeDtypeStruct(term.shape, jnp.float32)
+        return Step.of("convert", lambda x: [lax.convert_element_type(x, aval.dtype)], [term], aval, elementwise=True)
+
+    return tuple(map(widened, operands))
 
 
 def wide_sum(total: Term, carry: Term, narrow: Term, operands: Sequence[Term], told: Rewrite) -> Term:

@@ -73,9 +73,9 @@ def _dot(term: Term) -> tuple[Term, Term, Axes] | None:
     if term.name == "dot_general":
         (left, right), (batch, other) = term.params["dimension_numbers"]
         p, q = map(unwrapped, term.operands)
-        if left == right and batch == other == tuple(range(len(batch))) and p.shape == q.shape:
-            if len(left) + len(batch) == len(p.shape):
-                return p, q, tuple(sorted(left))
+        paired = left == right and batch == other == tuple(range(len(batch))) and p.shape == q.shape
+        if paired and len(left) + len(batch) == len(p.shape):
+            return p, q, tuple(sorted(left))
     return None
 
 

@@ -11,7 +11,7 @@ from jax import Array
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Equation
 from robustad.rewriting import _rules as _rules
-from robustad.rewriting._accumulators import Wide, wide_in, wide_input, wide_sum
+from robustad.rewriting._accumulators import COMPARISONS, Wide, compared, rounded, wide_in, wide_input, wide_sum
 from robustad.rewriting._cones import Cones
 from robustad.rewriting._control import is_rebuilt, with_bodies
 from robustad.rewriting._demand import Demand
@@ -62,11 +62,13 @@ class Rewritten:
             demanded = frozenset([frozenset([(taken, True)])])
         search = None if examples is None else examples.searching(operands)
         rewriter = Rewriter(Cones(graph.terms, outputs, search), _plainly, Rewritten)
+        sums = {}
+        for k in wide.carries:
+            sums[k] = _accumulated(outputs[k], self._inputs[consts + k], operands[consts + k], rewriter)
+            rewriter.known(outputs[k], rounded(sums[k], outputs[k].aval))
         for term in graph.terms:
             rewriter(term)
-        rewritten = [rewriter(t) for t in outputs]
-        for k in wide.carries:
-            rewritten[k] = _accumulated(outputs[k], self._inputs[consts + k], operands[consts + k], rewriter)
+        rewritten = [sums.get(k) or rewriter(t) for k, t in enumerate(outputs)]
         self._effects = [rewriter.step(step) for step in graph.effects]
         self._outputs = guarded(rewritten, demanded, self._effects)
         steps = in_order([*self._effects, *(t.step for t in self._outputs)])
@@ -131,6 +133,8 @@ def _plainly(step: Step, rw: Rewriter) -> Step:
         if told:
             return step.on(operands, run=with_bodies(eqn, inner, bodies, wide), inside=told, untouched=untouched)
         return step.on(operands, untouched=untouched) if untouched or operands != step.operands else step
+    if step.name in COMPARISONS and (wide := compared(operands)) is not None:
+        return step.on(wide)
     changed = _twin(step)
     return step.on(operands, **changed) if changed or operands != step.operands else step
 
