@@ -201,15 +201,23 @@ def _at_least(x: Array, dtype: Any) -> Array:
 
 
 def _error_free(terms: Sequence[Term]) -> set[Term]:
-    """The terms of error-free transforms: of a sum, and a difference between it and one of its own operands."""
+    """The terms of error-free transforms: of a sum, and the sum or difference that takes one of its operands out of it."""
     found: set[Term] = set()
     for term in terms:
-        if term.name in ("add", "sub"):
-            a, b = term.operands
-            for whole, part in ((a, b), (b, a)):
-                if whole.name in ("add", "sub") and part in whole.operands:
+        if term.name in _SIGNS:
+            for whole, own, part, other in _both_ways(term):
+                if whole.name in _SIGNS and any(t is part and s * own == -other for t, s, *_ in _both_ways(whole)):
                     found |= {term, whole}
     return found
+
+
+_SIGNS = {"add": 1, "sub": -1}
+
+
+def _both_ways(term: Term) -> list[tuple[Term, int, Term, int]]:
+    """Each operand of a sum with its sign, and the other with its own."""
+    (a, b), sign = term.operands, _SIGNS[term.name]
+    return [(a, 1, b, sign), (b, sign, a, 1)]
 
 
 def _is_narrow(term: Term) -> bool:
