@@ -105,6 +105,7 @@ def replaced(
     after: str,
     reason: str,
     elementwise: bool = False,
+    masked: Callable[[Sequence[Term], Term], Term] | None = None,
 ) -> Term:
     """A term in the place of another one, told as a `Rewrite` at the statement that made that."""
     told = Rewrite(*place_of(term.step), name, before, after, reason)
@@ -113,6 +114,7 @@ def replaced(
         "rewrite": told,
         "elementwise": elementwise,
         "safe": 1.0 if elementwise else None,
+        "masked": masked,
     }
     return Step.of(name, fitted(run, term.aval), operands, term.aval, **kind)
 

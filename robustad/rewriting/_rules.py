@@ -4,6 +4,7 @@ from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
     _softmax as _softmax,
     _log_rules as _log_rules,
     _scaled_loops as _scaled_loops,
+    _norms as _norms,
     _moments as _moments,
     _weights as _weights,
     _inlined as _inlined,
