@@ -43,6 +43,7 @@ class Rewriter:
     cones: the region that a term becomes, if any.
     fallback: what a step becomes that no rule wants.
     body: what the body of a loop becomes.
+    carried, depth: what `_log_space` knows of terms, and how deep it looks.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Rewriter:
         self._cones = cones
         self._fallback = fallback
         self.body = body
+        self.carried: dict[Term, Any] = {}
+        self.depth = 0
         self._known: dict[Term, Term] = {}
         self._steps: dict[Step, Step] = {}
         self._by_rule: dict[Term, Term | None] = {}
