@@ -232,6 +232,14 @@ def control(eqn: Equation) -> Control | None:
     return None
 
 
+def of_any_platform(eqn: Equation) -> Body | None:
+    """Of a computation that has another way on some platforms: the one that holds for all others."""
+    platforms = eqn.params.get("branches_platforms")
+    if eqn.primitive.name != "cond" or platforms is None or None not in platforms:
+        return None
+    return body(eqn.params["branches"][tuple(platforms).index(None)])
+
+
 def bodies(inner: Control) -> tuple[Body, ...]:
     """The bodies of a control flow, in the order in which `Path` counts them."""
     match inner:

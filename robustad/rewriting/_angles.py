@@ -16,14 +16,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from robustad import _jaxpr
 from robustad import stability as st
-from robustad._jaxpr import Call
-from robustad.rewriting._graph import Graph, Term, scalar, unwrapped
+from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._layout import reduced_axes, spread
-from robustad.rewriting._moments import sum_of_squares
+from robustad.rewriting._norms import norm_of
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
-from robustad.rewriting.twins._composites import composite
 
 Axes = tuple[int, ...]
 
@@ -96,19 +93,9 @@ def _rows(divisor: Term, a: Term, axes: Axes) -> Axes:
 
 def _normed(term: Term) -> tuple[Term, Axes] | None:
     """(a, axes) where a term is the Euclidean norm of a."""
-    term = _inside(unwrapped(term))
-    if term.name != "sqrt" or (found := sum_of_squares(term.operands[0])) is None:
+    if (found := norm_of(unwrapped(term))) is None or found.factor != 1:
         return None
-    return unwrapped(found[0]), tuple(sorted(found[1]))
-
-
-def _inside(term: Term) -> Term:
-    """What a call of a library function computes, as a term of its operands."""
-    eqn = term.step.equation
-    inner = None if eqn is None or term.step.rewrite is not None else _jaxpr.control(eqn)
-    if eqn is None or not isinstance(inner, Call) or (whole := composite(eqn)) is None or whole.name != "norm":
-        return term
-    return unwrapped(Graph().read(inner.body, inner.of(term.operands), lambda *_: True, eqn)[term.index])
+    return unwrapped(found.x), tuple(sorted(found.axes))
 
 
 def _difference(a: Array, b: Array, axes: Axes) -> tuple[Array, Array]:

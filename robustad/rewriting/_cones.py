@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from robustad.rewriting._graph import Step, Term, scalar, widens
+from robustad.rewriting._norms import norm_of, radius_and_turn
 from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, fitted, place_of
 from robustad.rewriting._search import Search
@@ -20,7 +21,8 @@ from robustad.rewriting.expressions._conversion import expression_of
 from robustad.rewriting.expressions._error_free import has_error_free
 from robustad.rewriting.expressions._evaluation import evaluate
 from robustad.rewriting.expressions._expression import Expr, const, nodes, select, var
-from robustad.rewriting.expressions._region import Slopes, region
+from robustad.rewriting.expressions._radial import is_smooth
+from robustad.rewriting.expressions._region import Radii, Slopes, region
 from robustad.rewriting.expressions._text import text
 
 _DEEPEST = 32  # levels of one cone; a longer chain is cut
@@ -75,6 +77,12 @@ class Cones:
             return Rewrite(*place, firing.rule, firing.before, firing.after, firing.reason)
 
         (stable,), firings = stabilized([plain])
+        if (smooth := [i for i, leaf in enumerate(leaves) if norm_of(leaf) and is_smooth(plain, i)]) != []:
+            if not whole:
+                self._cut.add(term)
+            rewrites = [Rewrite(*place_of(term.step), *_RADIAL), *map(told, firings)]
+            operands, radii = _with_turns(leaves, smooth, rw)
+            return _step(term, (stable, plain), operands, rewrites, radii=radii)
         if self._search is not None and whole:
             found = self._search(term, plain, stable if firings else None, leaves)
             if found is not None:
@@ -157,12 +165,33 @@ def _in_float32(like: Term, plain: Expr, operands: Sequence[Term], told: Rewrite
     )  # fmt: skip
 
 
+_RADIAL = (
+    "singular-point", "f(r), r = norm(d)", "f(r), with the derivative f'(r)/r (d · t)",
+    "the derivative of the norm jumps at 0, where f'(r) is 0: f(r) is smooth in d",
+)  # fmt: skip
+
+
+def _with_turns(leaves: Sequence[Term], smooth: Sequence[int], rw: Rewriter) -> tuple[list[Term], Radii]:
+    """The operands of a cone, where some leaves are distances in which it is smooth: each has its turn at the end."""
+    operands, turns, radii = [rw(leaf) if i not in smooth else leaf for i, leaf in enumerate(leaves)], [], []
+    for i in smooth:
+        operands[i], turn = radius_and_turn(leaves[i], rw)
+        radii.append((i, len(leaves) + len(turns)))
+        turns.append(turn)
+    return [*operands, *turns], tuple(radii)
+
+
 def _step(
-    like: Term, forms: tuple[Expr, Expr], operands: Sequence[Term], told: Sequence[Rewrite], slopes: Slopes = ()
+    like: Term,
+    forms: tuple[Expr, Expr],
+    operands: Sequence[Term],
+    told: Sequence[Rewrite],
+    slopes: Slopes = (),
+    radii: Radii = (),
 ) -> Term:
     """A region in the place of a term."""
     stable, plain = forms
-    function = region(stable, len(operands), plain, slopes)
+    function = region(stable, len(operands), plain, slopes, radii)
 
     def run(*arrays: Array) -> Array:
         shaped = [jnp.broadcast_to(x, like.shape) for x in arrays]
@@ -173,7 +202,7 @@ def _step(
         at = var(len(operands))
         zero = const(0)
         forms = select(at, zero, stable), select(at, zero, plain)
-        return _step(like, forms, [*given, mask], told, tuple((i, select(at, zero, e)) for i, e in slopes))
+        return _step(like, forms, [*given, mask], told, tuple((i, select(at, zero, e)) for i, e in slopes), radii)
 
     first, *rest = told
     return Step.of(
@@ -201,15 +230,23 @@ def _at_least(x: Array, dtype: Any) -> Array:
 
 
 def _error_free(terms: Sequence[Term]) -> set[Term]:
-    """The terms of error-free transforms: of a sum, and a difference between it and one of its own operands."""
+    """The terms of error-free transforms: of a sum, and the sum or difference that takes one of its operands out of it."""
     found: set[Term] = set()
     for term in terms:
-        if term.name in ("add", "sub"):
-            a, b = term.operands
-            for whole, part in ((a, b), (b, a)):
-                if whole.name in ("add", "sub") and part in whole.operands:
+        if term.name in _SIGNS:
+            for whole, own, part, other in _both_ways(term):
+                if whole.name in _SIGNS and any(t is part and s * own == -other for t, s, *_ in _both_ways(whole)):
                     found |= {term, whole}
     return found
+
+
+_SIGNS = {"add": 1, "sub": -1}
+
+
+def _both_ways(term: Term) -> list[tuple[Term, int, Term, int]]:
+    """Each operand of a sum with its sign, and the other with its own."""
+    (a, b), sign = term.operands, _SIGNS[term.name]
+    return [(a, 1, b, sign), (b, sign, a, 1)]
 
 
 def _is_narrow(term: Term) -> bool:

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from robustad import _jaxpr
 from robustad import stability as st
 from robustad.rewriting._graph import Term, made_by, scalar, unwrapped
 from robustad.rewriting._layout import reduced_axes
@@ -31,6 +29,7 @@ class Parts(NamedTuple):
 
 _Taken: TypeAlias = "Callable[[Term, Rewriter], Parts | None]"
 _PARTS: dict[str, _Taken] = {}
+_DEEPEST = 64  # how many operations may lie between a logarithm and the exponentials
 
 
 def parts_of(*primitives: str) -> Callable[[_Taken], _Taken]:
@@ -52,7 +51,17 @@ def is_carried_by(primitive: str) -> bool:
 
 
 def parts(term: Term, rw: Rewriter) -> Parts | None:
-    """A term taken apart; None where nothing in it is carried as a logarithm."""
+    """A term taken apart; None where nothing in it is carried as a logarithm, or only far below."""
+    if term not in rw.carried:
+        rw.carried[term] = None
+        if rw.depth < _DEEPEST:
+            rw.depth += 1
+            rw.carried[term] = _parts(term, rw)
+            rw.depth -= 1
+    return rw.carried[term]
+
+
+def _parts(term: Term, rw: Rewriter) -> Parts | None:
     seen = unwrapped(term)
     take = _PARTS.get(seen.name)
     got = take(seen, rw) if take else None
@@ -127,28 +136,28 @@ def _times(like: Term, a: Term | None, b: Term | None, sign: float = 1.0) -> Ter
     return derived(like, "mul" if sign > 0 else "div", jnp.multiply if sign > 0 else st.divide, [a, b])
 
 
-def _factor(term: Term, rw: Rewriter) -> Parts | None:
+def factor(term: Term, rw: Rewriter) -> Parts | None:
     """A term as a factor beside carried ones: itself, not carried."""
     if (c := scalar(term)) is not None and 0 < c < math.inf:
         return Parts(number(term, math.log(c)), None)
     return Parts(number(term, 0.0), rw(term))
 
 
-def _both(term: Term, rw: Rewriter) -> tuple[Parts, Parts] | None:
+def both(term: Term, rw: Rewriter) -> tuple[Parts, Parts] | None:
     """Both operands taken apart, if one of them is carried."""
     a, b = (parts(t, rw) for t in term.operands)
     if a is None and b is None:
         return None
     first, second = term.operands
-    a, b = a or _factor(first, rw), b or _factor(second, rw)
+    a, b = a or factor(first, rw), b or factor(second, rw)
     return (a, b) if a and b else None
 
 
 @parts_of("mul")
 def _mul(term: Term, rw: Rewriter) -> Parts | None:
-    if (both := _both(term, rw)) is None:
+    if (got := both(term, rw)) is None:
         return None
-    a, b = both
+    a, b = got
     return Parts(derived(term, "add", jnp.add, [a.log, b.log]), _times(term, a.rest, b.rest))
 
 
@@ -157,9 +166,9 @@ def _div(term: Term, rw: Rewriter) -> Parts | None:
     if (soft := softmax_of(term)) is not None:
         run = lambda x: st.log_softmax(x, soft.axes)  # noqa: E731
         return Parts(derived(term, "log_softmax", run, [rw(soft.logits)], elementwise=False), None)
-    if (both := _both(term, rw)) is None:
+    if (got := both(term, rw)) is None:
         return None
-    a, b = both
+    a, b = got
     return Parts(derived(term, "sub", jnp.subtract, [a.log, b.log]), _times(term, a.rest, b.rest, -1.0))
 
 
@@ -197,22 +206,20 @@ def _reduce_sum(term: Term, rw: Rewriter) -> Parts | None:
     (operand,), axes = term.operands, reduced_axes(term, "reduce_sum")
     if (got := parts(operand, rw)) is None:
         return None
-    log, rest = (x and _filled(x, operand) for x in got)
+    log, rest = (x and filled(x, operand) for x in got)
     assert log is not None
     if rest is None:
         run = lambda a: st.logsumexp(a, axes)  # noqa: E731
         return Parts(derived(term, "logsumexp", run, [log], elementwise=False), None)
-    return _weighted(term, [log, rest], lambda a, b: st.logsumexp(a, axes, b, return_sign=True), elementwise=False)
+    return weighted(term, [log, rest], lambda a, b: st.logsumexp(a, axes, b, return_sign=True), elementwise=False)
 
 
-def _filled(part: Term, like: Term) -> Term:
+def filled(part: Term, like: Term) -> Term:
     """A part of the shape of the whole."""
     return part if part.shape == like.shape else derived(like, "broadcast", lambda a: a, [part])
 
 
-def _weighted(
-    term: Term, operands: Sequence[Term], run: Callable[..., tuple[Array, Array]], elementwise: bool
-) -> Parts:
+def weighted(term: Term, operands: Sequence[Term], run: Callable[..., tuple[Array, Array]], elementwise: bool) -> Parts:
     log = derived(term, "logsumexp", lambda *x: run(*x)[0], operands, elementwise)
     sign = derived(term, "sign", lambda *x: lax.stop_gradient(run(*x)[1]), operands, elementwise)
     return Parts(log, sign)
@@ -222,9 +229,9 @@ def _weighted(
 def _add(term: Term, rw: Rewriter) -> Parts | None:
     if (got := _complement(term, rw, 1.0)) is not None:
         return got
-    if (both := _both(term, rw)) is None:
+    if (got := both(term, rw)) is None:
         return None
-    a, b = both
+    a, b = got
     if a.rest is None and b.rest is None:
         return Parts(derived(term, "logaddexp", st.logaddexp, [a.log, b.log]), None)
     return _signed_sum(term, a, b, 1.0)
@@ -234,9 +241,9 @@ def _add(term: Term, rw: Rewriter) -> Parts | None:
 def _sub(term: Term, rw: Rewriter) -> Parts | None:
     if (got := _complement(term, rw, -1.0)) is not None:
         return got
-    if (both := _both(term, rw)) is None:
+    if (got := both(term, rw)) is None:
         return None
-    a, b = both
+    a, b = got
     if a.rest is None and b.rest is None:
         larger = lambda x, y: st.logsubexp(jnp.maximum(x, y), jnp.minimum(x, y))  # noqa: E731
         log = derived(term, "logsubexp", larger, [a.log, b.log])
@@ -255,7 +262,7 @@ def _signed_sum(term: Term, a: Parts, b: Parts, sign: float) -> Parts:
         weights = jnp.stack([jnp.broadcast_to(a, term.shape) for a in (ra, sign * rb)])
         return st.logsumexp(logs, 0, weights, return_sign=True)
 
-    return _weighted(term, [a.log, a.rest or one, b.log, b.rest or one], run, elementwise=True)
+    return weighted(term, [a.log, a.rest or one, b.log, b.rest or one], run, elementwise=True)
 
 
 def _complement(term: Term, rw: Rewriter, sign: float) -> Parts | None:
@@ -285,11 +292,6 @@ def complement(like: Term, other: Term, sign: float, rw: Rewriter) -> Parts | No
     return Parts(derived(like, f"log(1 ± {other.name})", functions[other.name], [rw(other.operands[0])]), None)
 
 
-def _stays_floating(term: Term) -> bool:
-    """Whether a conversion is one between floats: the logarithm of a rounded sum is rounded less."""
-    return bool(jnp.issubdtype(term.operands[0].dtype, jnp.floating) and jnp.issubdtype(term.dtype, jnp.floating))
-
-
 def squared(term: Term) -> Term | None:
     if term.name == "square" or (term.name == "integer_pow" and term.params["y"] == 2):
         return term.operands[0]
@@ -307,7 +309,7 @@ def _reduce_prod(term: Term, rw: Rewriter) -> Parts | None:
         log = derived(term, "sum of logs", lambda a: jnp.sum(st.log(jnp.abs(a)), axes), [x], elementwise=False)
         sign = lambda a: jnp.prod(lax.stop_gradient(jnp.sign(a) + (a == 0)), axes)  # noqa: E731
         return Parts(log, derived(term, "sign", sign, [x], elementwise=False))
-    log, rest = (x and _filled(x, operand) for x in got)
+    log, rest = (x and filled(x, operand) for x in got)
     assert log is not None
     rest = rest and derived(term, "prod", lambda a: jnp.prod(a, axes), [rest], elementwise=False)
     return Parts(derived(term, "sum", lambda a: jnp.sum(a, axes), [log], elementwise=False), rest)
@@ -318,99 +320,7 @@ def _cumprod(term: Term, rw: Rewriter) -> Parts | None:
     if (got := parts(term.operands[0], rw)) is None:
         return None
     axis, reverse = term.params["axis"], term.params["reverse"]
-    log, rest = (x and _filled(x, term.operands[0]) for x in got)
+    log, rest = (x and filled(x, term.operands[0]) for x in got)
     assert log is not None
     rest = rest and derived(term, "cumprod", lambda a: lax.cumprod(a, axis, reverse), [rest], elementwise=False)
     return Parts(derived(term, "cumsum", lambda a: lax.cumsum(a, axis, reverse), [log], elementwise=False), rest)
-
-
-# ------------------------------------------------------------------------------------------- choice and layout
-
-
-@parts_of("max", "min")
-def _extremum(term: Term, rw: Rewriter) -> Parts | None:
-    if (both := _both(term, rw)) is None or both[0].rest is not None or both[1].rest is not None:
-        return None
-    run = jnp.maximum if term.name == "max" else jnp.minimum
-    return Parts(derived(term, term.name, run, [both[0].log, both[1].log]), None)
-
-
-@parts_of("select_n")
-def _select(term: Term, rw: Rewriter) -> Parts | None:
-    which, *cases = term.operands
-    got = [parts(case, rw) for case in cases]
-    if not any(got):
-        return None
-    taken = [p or (_zero(c) if scalar(c) == 0 else _factor(c, rw)) for p, c in zip(got, cases)]
-    if None in taken:
-        return None
-
-    def run(w: Array, *x: Array) -> Array:
-        return lax.select_n(w, *(jnp.broadcast_to(jnp.asarray(a, term.dtype), term.shape) for a in x))
-
-    which, one = rw(which), number(term, 1.0)
-    log = derived(term, "select_n", run, [which, *(p.log for p in taken if p)])
-    if all(p is None or p.rest is None for p in taken):
-        return Parts(log, None)
-    return Parts(log, derived(term, "select_n", run, [which, *(p.rest or one for p in taken if p)]))
-
-
-def _zero(like: Term) -> Parts:
-    return Parts(number(like, -math.inf), None)
-
-
-@parts_of(
-    "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev", "slice", "dynamic_slice", "gather",
-    "copy", "stop_gradient", "convert_element_type",
-)  # fmt: skip
-def _structural(term: Term, rw: Rewriter) -> Parts | None:
-    if term.name == "convert_element_type" and not _stays_floating(term):
-        return None
-    fill = term.params.get("fill_value")
-    if term.name == "gather" and fill is not None and not np.isnan(fill):
-        return None
-    first, *others = term.operands
-    if (got := parts(first, rw)) is None:
-        return None
-    eqn = term.step.equation
-    assert eqn is not None
-    rest = [rw(t) for t in others]
-
-    def moved(part: Term | None) -> Term | None:
-        if part is None or (not part.shape and first.shape):
-            return part
-        params = {} if term.name != "convert_element_type" else {"new_dtype": term.dtype}
-        return derived(
-            term, term.name, lambda a, *x: _jaxpr.bind(eqn, [a, *x], **params)[0], [_filled(part, first), *rest],
-            elementwise=False,
-        )  # fmt: skip
-
-    log = moved(got.log)
-    assert log is not None
-    return Parts(log, moved(got.rest))
-
-
-@parts_of("abs")
-def _abs(term: Term, rw: Rewriter) -> Parts | None:
-    if (got := parts(term.operands[0], rw)) is None:
-        return None
-    return Parts(got.log, got.rest and derived(term, "abs", jnp.abs, [got.rest]))
-
-
-@parts_of("concatenate")
-def _concatenate(term: Term, rw: Rewriter) -> Parts | None:
-    got = [parts(t, rw) for t in term.operands]
-    if not any(got):
-        return None
-    taken = [p or Parts(number(t, 0.0), rw(t)) for p, t in zip(got, term.operands)]
-    axis = term.params["dimension"]
-    sizes = [t.shape for t in term.operands]
-
-    def run(*x: Array) -> Array:
-        return lax.concatenate([jnp.broadcast_to(a, s) for a, s in zip(x, sizes)], axis)
-
-    log = derived(term, "concatenate", run, [p.log for p in taken], elementwise=False)
-    if all(p.rest is None for p in taken):
-        return Parts(log, None)
-    one = number(term, 1.0)
-    return Parts(log, derived(term, "concatenate", run, [p.rest or one for p in taken], elementwise=False))

@@ -43,6 +43,7 @@ class Rewriter:
     cones: the region that a term becomes, if any.
     fallback: what a step becomes that no rule wants.
     body: what the body of a loop becomes.
+    carried, depth: what `_log_space` knows of terms, and how deep it looks.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Rewriter:
         self._cones = cones
         self._fallback = fallback
         self.body = body
+        self.carried: dict[Term, Any] = {}
+        self.depth = 0
         self._known: dict[Term, Term] = {}
         self._steps: dict[Step, Step] = {}
         self._by_rule: dict[Term, Term | None] = {}
@@ -109,6 +112,7 @@ def replaced(
     after: str,
     reason: str,
     elementwise: bool = False,
+    masked: Callable[[Sequence[Term], Term], Term] | None = None,
 ) -> Term:
     """A term in the place of another one, told as a `Rewrite` at the statement that made that."""
     told = Rewrite(*place_of(term.step), name, before, after, reason)
@@ -117,6 +121,7 @@ def replaced(
         "rewrite": told,
         "elementwise": elementwise,
         "safe": 1.0 if elementwise else None,
+        "masked": masked,
     }
     return Step.of(name, fitted(run, term.aval), operands, term.aval, **kind)
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._layout import Spread, spread
-from robustad.rewriting._moments import scaled_sum_of_squares
+from robustad.rewriting._norms import scaled_sum_of_squares
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
 from robustad.rewriting._softmax import placed
 from robustad.stability._norms import norm_and_units

@@ -2,8 +2,11 @@
 
 from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
     _softmax as _softmax,
+    _log_moves as _log_moves,
+    _log_products as _log_products,
     _log_rules as _log_rules,
     _scaled_loops as _scaled_loops,
+    _norms as _norms,
     _root_mean_square as _root_mean_square,
     _angles as _angles,
     _moments as _moments,

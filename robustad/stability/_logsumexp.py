@@ -56,23 +56,65 @@ def _weighted(a: Array, b: Array, axes: Axes) -> tuple[Array, Array]:
 
 
 def _weighted_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Any, Any]):
-    (a, b), (da, db) = primals, tangents
+    value, sign = _weighted(*primals, axes)
+    shares, per_weight, _ = _weighted_shares(*primals, axes)
+    given = [(w, t) for w, t in zip((shares, per_weight), tangents) if not _is_zero(t)]
+    terms = [jnp.sum(w * t, axes, keepdims=True) for w, t in given]
+    return (value, sign), (functools.reduce(jnp.add, terms), jnp.zeros_like(sign))
+
+
+_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
+
+
+@functools.partial(custom_jvp, nondiff_argnums=(2,))
+def _weighted_shares(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """The derivatives of log|Σ b exp(a)| in a, the shares, and in b; and 1 - the share that is more than half of the sum."""
     value, sign = _weighted(a, b, axes)
+    counted = jnp.where(b == 0, -jnp.inf, a)
+    c = normalizer.shift(normalizer.maximum(counted, axes))
+    exponentials = normalizer.terms(counted, c)
+    s = jnp.sum(jnp.where(b == 0, 0, b) * exponentials, axes, keepdims=True)
     # At a sum of 0 the derivatives are not defined if terms cancel; in entries 0 if there is no term, in weights infinite.
     empty = jnp.all((b == 0) | (a == -jnp.inf), axes, keepdims=True)
     # Infinite terms share the sum among themselves.
     infinite, top = value == jnp.inf, a == jnp.inf
     total = jnp.sum(jnp.where(top, b, 0), axes, keepdims=True)
     among = jnp.where(top, 1 / jnp.where(total == 0, 1, total), 0)
-    per_weight = jnp.where(infinite, among, sign * jnp.exp(a - jnp.where(empty | infinite, 0, value)))
+    without = sign * jnp.exp(a - jnp.where(empty | infinite, 0, value))
+    per_weight = jnp.where(b == 0, without, exponentials / jnp.where(empty, 1, s))
+    per_weight = jnp.where(infinite, among, per_weight)
     per_weight = jnp.where(empty, jnp.where(a == -jnp.inf, 0, jnp.inf), per_weight)
-    share = jnp.where(b == 0, 0, jnp.where(b == 0, 0, b) * jnp.where(b == 0, 0, per_weight))
-    share = jnp.where(empty, 0, share)
-    terms = [jnp.sum(w * t, axes, keepdims=True) for w, t in ((share, da), (per_weight, db)) if not _is_zero(t)]
-    return (value, sign), (functools.reduce(jnp.add, terms), jnp.zeros_like(sign))
+    shares = jnp.where((b == 0) | empty, 0, jnp.where(b == 0, 0, b) * jnp.where(b == 0, 0, per_weight))
+    return shares, per_weight, jnp.sum(jnp.where(_most(shares, axes), 0, shares), axes, keepdims=True)
 
 
-_weighted.defjvp(_weighted_jvp, symbolic_zeros=True)
+def _most(shares: Array, axes: Axes) -> Array:
+    """The entry that has more than half of the sum, if there is one alone."""
+    most = jnp.abs(shares) > normalizer.MOST
+    return most & (jnp.sum(most, axes, keepdims=True) == 1)
+
+
+def _weighted_shares_jvp(axes: Axes, primals: tuple[Array, Array], tangents: tuple[Any, Any]):
+    """With q = 1 - p of the entry that has most of the sum: 1 - p of its rounded share would cancel."""
+    shares, per_weight, rest = _weighted_shares(*primals, axes)
+    da, db = (0 if _is_zero(t) else t for t in tangents)
+    by_entries, by_weights = shares * da, jnp.zeros_like(shares) if _is_zero(tangents[1]) else per_weight * db
+    most = _most(shares, axes)
+
+    def total(x: Array) -> Array:
+        return jnp.sum(x, axes, keepdims=True)
+
+    def others(x: Array) -> Array:
+        return total(jnp.where(most, 0, x))
+
+    left = rest * da - others(by_entries)
+    centred = jnp.where(most, left, da - total(by_entries)) - total(by_weights)
+    of_most = shares * (left - others(by_weights)) + rest * by_weights
+    steps = jnp.where(most, of_most, shares * centred + by_weights)
+    return (shares, per_weight, rest), (steps, per_weight * centred, others(steps))
+
+
+_weighted_shares.defjvp(_weighted_shares_jvp, symbolic_zeros=True)
 
 
 def _is_zero(tangent: Any) -> bool:

@@ -99,13 +99,18 @@ def form_of(e: Expr) -> Expr:
 
 
 def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:
-    """The stable form of a derivative: that of the stable form's or that of the plain form's (`plain`), whichever
-    leaves less hazard and is defined at more points.
+    """The stable form of a derivative: that of the stable form's or that of the plain form's (`plain`), whichever is
+    better.
     """
     if has_error_free(form):
         return derivative(form, index)
-    candidates = [_Pass().whole(derivative(form, index)), _Pass().whole(meant(plain))]
-    if candidates[0].expr is candidates[1].expr:
+    return better(derivative(form, index), plain)
+
+
+def better(*forms: Expr) -> Expr:
+    """Of two forms of the same, made stable, the one that leaves less hazard and is defined at more points."""
+    candidates = [_Pass().whole(e if k == 0 else meant(e)) for k, e in enumerate(forms)]
+    if candidates[0].expr is candidates[-1].expr:
         return _angles(candidates[0].expr)
 
     def cost(k: int) -> tuple[float, float, int]:

@@ -27,30 +27,45 @@ from robustad.rewriting.expressions._derivative import derivative
 from robustad.rewriting.expressions._evaluation import evaluate
 from robustad.rewriting.expressions._exponents import meant
 from robustad.rewriting.expressions._expression import ZERO, Expr
+from robustad.rewriting.expressions._radial import is_smooth, turned
 from robustad.rewriting.expressions._text import text
 
 Slopes = tuple[tuple[int, Expr], ...]
+Radii = tuple[tuple[int, int], ...]
+"""Variables that are distances ‖d‖, each with the one whose tangent is that of its turn (see `_radial`)."""
 
 
 class Formula:
-    """What a region computes: the stable form, the plain one that its derivatives are also derived from, and forms of
-    these where they are given.
+    """What a region computes: the stable form, the plain one that its derivatives are also derived from, forms of these
+    where they are given, and the distances among its variables.
     """
 
-    def __init__(self, stable: Expr, plain: Expr, slopes: Slopes = ()):
-        self.stable, self.plain, self.slopes = stable, plain, slopes
+    def __init__(self, stable: Expr, plain: Expr, slopes: Slopes = (), radii: Radii = ()):
+        self.stable, self.plain, self.slopes, self.radii = stable, plain, slopes, radii
         self._partials: dict[int, Formula | None] = {}
 
     def partial(self, index: int) -> Formula | None:
         """∂/∂x_index; None where it is 0 everywhere."""
         if index not in self._partials:
-            from robustad.rewriting.expressions._calculus import stabilized_derivative
-
-            plain = derivative(self.plain, index)
-            given = dict(self.slopes).get(index)
-            stable = stabilized_derivative(self.stable, plain, index) if given is None else given
-            self._partials[index] = None if stable is ZERO else Formula(stable, plain)
+            self._partials[index] = self._partial(index)
         return self._partials[index]
+
+    def _partial(self, index: int) -> Formula | None:
+        from robustad.rewriting.expressions._calculus import better, stabilized_derivative
+
+        for radius, turn in self.radii:
+            if index == radius and is_smooth(self.plain, radius):
+                return None
+            if index == turn:
+                return self._turned(radius, better) if is_smooth(self.plain, radius) else None
+        plain = derivative(self.plain, index)
+        given = dict(self.slopes).get(index)
+        stable = stabilized_derivative(self.stable, plain, index) if given is None else given
+        return None if stable is ZERO else Formula(stable, plain, radii=self.radii)
+
+    def _turned(self, radius: int, better: Callable[..., Expr]) -> Formula | None:
+        forms = [turned(e, radius) for e in (self.stable, self.plain) if is_smooth(e, radius)]
+        return None if forms[-1] is ZERO else Formula(better(*forms), forms[-1], radii=self.radii)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Formula) and self._key() == other._key()
@@ -58,14 +73,16 @@ class Formula:
     def __hash__(self) -> int:
         return hash(self._key())
 
-    def _key(self) -> tuple[Expr, Expr, Slopes]:
-        return self.stable, self.plain, self.slopes
+    def _key(self) -> tuple[Expr, Expr, Slopes, Radii]:
+        return self.stable, self.plain, self.slopes, self.radii
 
     def __repr__(self) -> str:
         return text(self.stable)
 
 
-def region(expr: Expr, arity: int, plain: Expr | None = None, slopes: Slopes = ()) -> Callable[..., Array]:
+def region(
+    expr: Expr, arity: int, plain: Expr | None = None, slopes: Slopes = (), radii: Radii = ()
+) -> Callable[..., Array]:
     """The function that `expr` computes of `arity` arrays of equal shape, elementwise.
 
     The result has the widest floating dtype of its operands. Variables that stand for truth values or integers take arrays
@@ -76,8 +93,9 @@ def region(expr: Expr, arity: int, plain: Expr | None = None, slopes: Slopes = (
         arity: how many arrays the function takes.
         plain: the form that the user wrote; `expr` where there is no other.
         slopes: forms of partial derivatives, by variable; those that the calculus finds where there is none.
+        radii: which variables are distances.
     """
-    formula = _formula(expr, expr if plain is None else meant(plain), slopes)
+    formula = _formula(expr, expr if plain is None else meant(plain), slopes, radii)
 
     def function(*operands: Array) -> Array:
         if len(operands) != arity:
@@ -88,8 +106,8 @@ def region(expr: Expr, arity: int, plain: Expr | None = None, slopes: Slopes = (
 
 
 @functools.lru_cache(maxsize=1024)
-def _formula(stable: Expr, plain: Expr, slopes: Slopes = ()) -> Formula:
-    return Formula(stable, plain, slopes)
+def _formula(stable: Expr, plain: Expr, slopes: Slopes = (), radii: Radii = ()) -> Formula:
+    return Formula(stable, plain, slopes, radii)
 
 
 stable_p = Primitive("stable")

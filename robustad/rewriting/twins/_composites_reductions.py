@@ -66,8 +66,8 @@ def _log_mean_exp(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
 # ---- norms
 
 
-def _order(eqn: Equation) -> float | None:
-    """The exponent in Σ|x|ᵖ, where there is one."""
+def order(eqn: Equation) -> float | None:
+    """The exponent in Σ|x|ᵖ of a norm, where there is one."""
     for inner in equations(inside(eqn)):
         if inner.primitive.name == "pow":
             value = _jaxpr.literal(inner.invars[1])
@@ -76,14 +76,14 @@ def _order(eqn: Equation) -> float | None:
 
 
 def _norm(eqn: Equation) -> Iterator[tuple[Call, Callable[..., Array]]]:
-    axes, keepdims, order = first_axes(eqn), _keeps(eqn), _order(eqn)
+    axes, keepdims, power = first_axes(eqn), _keeps(eqn), order(eqn)
     if not axes:
         return
     axis = _axis(axes)
     for a in (None, axis) if len(axes) == len(aval(eqn.invars[0]).shape) else (axis,):
         yield (
-            of(jnp.linalg.norm, ord=order, axis=a, keepdims=keepdims),
-            functools.partial(stability.norm, ord=order, axis=axes, keepdims=keepdims),
+            of(jnp.linalg.norm, ord=power, axis=a, keepdims=keepdims),
+            functools.partial(stability.norm, ord=power, axis=axes, keepdims=keepdims),
         )
 
 

@@ -1,0 +1,75 @@
+r"""Functions of a distance r = ‖d‖ that are smooth in d: those with f'(0) = 0.
+
+The chain rule goes through d/r, which jumps at r = 0, and in the Hessian 0 meets infinity there. But
+
+.. math:: \mathrm df = f'(r) \frac{d \cdot \dot d}{r} = \frac{f'(r)}{r} (d \cdot \dot d),
+
+in which nothing is singular: f'(r)/r has a limit, and its derivative in r is multiplied by d · ḋ, which is 0 at 0. Far out,
+beyond r = 1, the first form stays: there f'(r)/r may underflow where f'(r) does not.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from robustad.rewriting.expressions._derivative import derivative
+from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, div, nodes, rational, select, substituted, var
+from robustad.rewriting.expressions._products import TooLong, built, divided, expanded
+from robustad.rewriting.expressions._series import expansion
+
+_LARGEST = 400
+
+
+def is_smooth(e: Expr, radius: int) -> bool:
+    """Whether ∂e/∂r is 0 at r = 0, whatever the other variables are."""
+    return e.size <= _LARGEST and _vanishes(derivative(_sides(e, radius)[0], radius), radius)
+
+
+def turned(e: Expr, radius: int) -> Expr:
+    """∂e/∂r beyond r = 1, and (∂e/∂r)/r below, where it is smooth."""
+    near, far = (derivative(side, radius) for side in _sides(e, radius))
+    return select(_is_far(radius), _over(near, radius), far)
+
+
+def _is_far(radius: int) -> Expr:
+    return Expr("gt", (var(radius), ONE))
+
+
+def _sides(e: Expr, radius: int) -> tuple[Expr, Expr]:
+    """What an expression is below r = 1, and beyond."""
+    return e.args[1:] if e.op == "select" and e.args[0] is _is_far(radius) else (e, e)  # pyright: ignore[reportReturnType]
+
+
+def _vanishes(slope: Expr, radius: int) -> bool:
+    if slope.leaves <= {radius} and (series := expansion(slope, Fraction(0), 8)[slope]) is not None:
+        return series.valuation > 0
+    try:
+        at = substituted(slope, {var(radius): ZERO})
+        return all(map(_is_regular, nodes(at))) and not expanded(at)
+    except (TooLong, ZeroDivisionError):
+        return False
+
+
+def _is_regular(n: Expr) -> bool:
+    """Whether an operation is none of those that are singular at 0, at 0."""
+    if n.op == "const":
+        return not isinstance(n.value, float) or math.isfinite(n.value)
+    if n.op in ("div", "atan2"):
+        return rational(n.args[1]) != 0
+    return n.op not in ("log", "rsqrt", "pow", "sqrt", "abs", "cbrt") or rational(n.args[0]) != 0
+
+
+def _over(slope: Expr, radius: int) -> Expr:
+    """slope / r, without the quotient where r is a factor of every term."""
+    if slope.op == "select" and radius not in slope.args[0].leaves:
+        condition, no, yes = slope.args
+        return select(condition, _over(no, radius), _over(yes, radius))
+    r = var(radius)
+    try:
+        terms = expanded(slope)
+        if all(dict(m).get(r, 0) >= 1 for m in terms):
+            return built(divided(terms, (Fraction(1), ((r, 1),))))
+    except TooLong:
+        pass
+    return div(slope, r)
