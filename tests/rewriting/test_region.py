@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from robustad.rewriting.expressions._expression import Expr, call, const, select, var
+from robustad.rewriting.expressions._branches import merged
+from robustad.rewriting.expressions._expression import Expr, add, call, const, neg, nodes, select, var
 from robustad.rewriting.expressions._region import region
 from tests.rewriting._scalar import expression, stable
 
@@ -126,3 +127,13 @@ def test_no_retracing():
     h(X)
     h(X + 1)
     assert h._cache_size() == 1
+
+
+def test_the_cases_of_a_sign_share_their_exponential():
+    t = var(0)
+    cases = add(t, call("log1p", call("exp", neg(t)))), call("log1p", call("exp", t))
+    softplus = select(Expr("lt", (t, const(0))), *cases)
+    assert [n.op for n in nodes(softplus)].count("exp") == 2
+    assert [n.op for n in nodes(merged(softplus))].count("exp") == 1
+    x = np.float32([-200, -3, -1e-8, 0, 2, 90, np.nan])
+    np.testing.assert_allclose(region(softplus, 1)(x), np.logaddexp(0, np.float64(x)), rtol=2**-23)

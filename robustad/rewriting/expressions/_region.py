@@ -23,6 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from robustad import _jaxpr
+from robustad.rewriting.expressions._branches import merged
 from robustad.rewriting.expressions._derivative import derivative
 from robustad.rewriting.expressions._evaluation import evaluate
 from robustad.rewriting.expressions._exponents import meant
@@ -182,7 +183,9 @@ def _kernel(wide: bool) -> Callable[..., Array]:
         dtype = _result_dtype(operands)
         working = np.dtype(np.float64) if wide or dtype == np.float64 else np.dtype(np.float32)
         with jax.enable_x64(True):
-            return lax.convert_element_type(evaluate(formula.stable, operands, working, working == dtype), dtype)
+            return lax.convert_element_type(
+                evaluate(merged(formula.stable), operands, working, working == dtype), dtype
+            )
 
     return kernel
 
