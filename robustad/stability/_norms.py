@@ -20,22 +20,29 @@ from ._arguments import Axis, axes_of, inexact, joint_shape, numbers, refuse_com
 from ._custom_jvp import custom_jvp
 from ._over_leading_axes import over_leading_axes
 from ._plane import hypot
-from ._significand import shifted, significand
 
 _Axes = tuple[int, ...]  # negative, so that leading axes may be added
 
 
 def power_of_two_near(largest: Array) -> Array:
-    """2ᵏ below `largest`, normal as is its inverse; infinity for infinity."""
-    _, k = significand(largest)
-    limit = np.finfo(largest.dtype).maxexp - 2
-    return jnp.where(jnp.isinf(largest), jnp.inf, shifted(jnp.ones_like(largest), jnp.clip(k, -limit, limit)))
+    """2ᵏ below `largest`, normal as is its inverse; infinity for infinity, 1 where `largest` is no normal number."""
+    info = np.finfo(largest.dtype)
+    integer = np.dtype(f"int{info.bits}").type
+    exponent = integer((2**info.nexp - 1) << info.nmant)
+    bits = lax.bitcast_convert_type(largest, integer)
+    near = lax.bitcast_convert_type(lax.bitwise_and(bits, lax.full_like(bits, exponent)), largest.dtype)
+    one, infinity = lax.full_like(largest, 1), lax.full_like(largest, np.inf)
+    limit = 2.0 ** (info.maxexp - 2)
+    normal = lax.bitwise_and(lax.gt(near, lax.full_like(near, 0)), lax.lt(near, infinity))
+    low, high = (np.asarray(x, largest.dtype) for x in (1 / limit, limit))
+    found = lax.select(normal, lax.clamp(low, near, high), one)
+    return lax.select(lax.eq(largest, infinity), infinity, found)
 
 
 def scaled(x: Array, scale: Array) -> Array:
-    """x/scale for a power of two; if that is infinite, infinities count as equal and all else as zero."""
-    infinite = jnp.where(jnp.isinf(x), jnp.sign(x), jnp.zeros_like(x))
-    return jnp.where(jnp.isinf(scale), infinite, x * (1 / scale))
+    """x/scale for a power of two near the largest |x|; if that is infinite, infinities count as equal, all else as zero."""
+    infinite = lax.eq(lax.abs(x), lax.full_like(x, np.inf))
+    return lax.select(infinite, lax.sign(x), x * (1 / scale))
 
 
 def largest_of(leaves: Sequence[Array], axes: Sequence[_Axes]) -> Array:

@@ -135,6 +135,6 @@ def test_the_cases_of_a_sign_share_their_exponential():
     softplus = select(Expr("lt", (t, const(0))), *cases)
     assert [n.op for n in nodes(softplus)].count("exp") == 2
     assert [n.op for n in nodes(merged(softplus))].count("exp") == 1
-    x = np.float32([-200, -3, -1e-8, 0, 2, 90])
+    x = np.float32([-60, -3, -1e-8, 0, 2, 90])
     np.testing.assert_allclose(region(softplus, 1)(x), np.logaddexp(0, np.float64(x)), rtol=2**-23)
     assert np.isnan(region(softplus, 1)(np.float32(np.nan)))

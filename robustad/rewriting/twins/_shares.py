@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from robustad.stability._custom_jvp import custom_jvp
 
@@ -34,16 +34,19 @@ def _sum(x: Array, axes: Axes) -> Array:
 def _log_shares(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array, Array]:
     """log p, p, the logarithm of the sum, q, and the largest entry (NaN at a tie, which equals nothing)."""
     largest = jnp.max(x, axes, keepdims=True)
-    top = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
-    e = jnp.exp(x - top)
+    one, zero = lax.full_like(largest, 1), lax.full_like(largest, 0)
+    top = lax.select(lax.is_finite(largest), largest, zero)
+    below = x - top
+    e = lax.exp(below)
     is_largest = x == top
     count = _sum(is_largest.astype(x.dtype), axes)
-    others = _sum(jnp.where(is_largest, jnp.zeros_like(e), e), axes)
+    others = _sum(lax.select(is_largest, lax.full_like(e, 0), e), axes)
     total = count + others
-    logarithm = jnp.where(count == 1, jnp.log1p(others), jnp.log(total))
-    inverse = jnp.where(total == 0, jnp.zeros_like(total), 1 / total)
-    pivot = jnp.where(count == 1, top, jnp.full_like(top, jnp.nan))
-    return (x - top) - logarithm, e * inverse, top + logarithm, others * inverse, pivot
+    single = lax.eq(count, one)
+    logarithm = lax.select(single, lax.log1p(others), lax.log(total))
+    inverse = lax.select(lax.eq(total, zero), zero, lax.div(one, total))
+    pivot = lax.select(single, top, lax.full_like(top, np.nan))
+    return below - logarithm, e * inverse, top + logarithm, others * inverse, pivot
 
 
 @_log_shares.defjvp
