@@ -18,6 +18,7 @@ from robustad.rewriting._graph import Term, made_by, scalar, unwrapped
 from robustad.rewriting._layout import reduced_axes
 from robustad.rewriting._rewriter import Rewriter, derived, number
 from robustad.rewriting._softmax import softmax_of
+from robustad.rewriting.twins import _shares as shares
 
 
 class Parts(NamedTuple):
@@ -164,7 +165,7 @@ def _mul(term: Term, rw: Rewriter) -> Parts | None:
 @parts_of("div")
 def _div(term: Term, rw: Rewriter) -> Parts | None:
     if (soft := softmax_of(term)) is not None:
-        run = lambda x: st.log_softmax(x, soft.axes)  # noqa: E731
+        run = lambda x: shares.log_softmax(x, soft.axes)  # noqa: E731
         return Parts(derived(term, "log_softmax", run, [rw(soft.logits)], elementwise=False), None)
     if (got := both(term, rw)) is None:
         return None

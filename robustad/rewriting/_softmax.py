@@ -12,6 +12,7 @@ from robustad import stability as st
 from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._layout import is_spread_of, reduced_axes, spread
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
+from robustad.rewriting.twins import _shares as shares
 from robustad.rewriting.twins._composites import composite
 from robustad.rewriting.twins._composites_reductions import first_axes
 
@@ -175,7 +176,7 @@ def log_softmax(term: Term, rw: Rewriter) -> Term | None:
     if (soft := log_softmax_of(term)) is None:
         return None
     return replaced(
-        term, "log_softmax", lambda u: st.log_softmax(u, soft.axes), [rw(soft.logits)],
+        term, "log_softmax", lambda u: shares.log_softmax(u, soft.axes), [rw(soft.logits)],
         before="x - log(sum(exp(x)))", after="log_softmax(x)",
         reason="the difference cancels where one entry has all the probability; exp(x) overflows from 88.7 (float32)",
     )  # fmt: skip
@@ -187,7 +188,7 @@ def softmax(term: Term, rw: Rewriter) -> Term | None:
     if (soft := softmax_of(term)) is None:
         return None
     return replaced(
-        term, "softmax", lambda u: st.softmax(u, soft.axes), [rw(soft.logits)],
+        term, "softmax", lambda u: shares.softmax(u, soft.axes), [rw(soft.logits)],
         before="exp(x) / sum(exp(x))", after="softmax(x)",
         reason="exp(x) overflows from 88.7 (float32); the derivative of a confident entry cancels",
     )  # fmt: skip
@@ -199,6 +200,6 @@ def softmax_of_log(term: Term, rw: Rewriter) -> Term | None:
     if (soft := log_softmax_of(unwrapped(term.operands[0]))) is None:
         return None
     return replaced(
-        term, "softmax", lambda u: st.softmax(u, soft.axes), [rw(soft.logits)],
+        term, "softmax", lambda u: shares.softmax(u, soft.axes), [rw(soft.logits)],
         before="exp(x - log(sum(exp(x))))", after="softmax(x)", reason="the derivative of a confident entry cancels",
     )  # fmt: skip
