@@ -7,6 +7,7 @@ from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
     _log_rules as _log_rules,
     _scaled_loops as _scaled_loops,
     _norms as _norms,
+    _mesh_sums as _mesh_sums,
     _moments as _moments,
     _weights as _weights,
     _inlined as _inlined,
