@@ -279,6 +279,14 @@ def bind(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def name(eqn: Equation) -> str:
+    """The name of an equation's primitive; of a sum or maximum over a `vmap`'s named axis, that over the array's axis."""
+    own = eqn.primitive.name
+    if own not in ("psum", "pmax", "pmin") or eqn.params.get("axis_index_groups") or len(eqn.invars) != 1:
+        return own
+    return f"reduce_{own[1:]}" if all(isinstance(axis, int) for axis in eqn.params["axes"]) else own
+
+
 def at(eqn: Equation | None) -> contextlib.AbstractContextManager[Any]:
     """A context in which whatever is traced has the place in the user's code, and the name, of an equation."""
     if eqn is None:
@@ -456,6 +464,12 @@ def varying_alike(*arrays: Array) -> list[Array]:
     own = [jax.typeof(x).mat.varying for x in arrays]
     union = frozenset().union(*own)
     return [lax.pcast(x, tuple(sorted(union - o)), to="varying") if union - o else x for x, o in zip(arrays, own)]
+
+
+def varying_over(x: Array, axes: Sequence[str]) -> Array:
+    """Inside a checked `shard_map`, x varying over these mesh axes."""
+    missing = tuple(a for a in axes if a not in jax.typeof(x).mat.varying)
+    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def sharded_as(aval: Any, x: Array) -> Array:

@@ -193,7 +193,7 @@ class Graph:
             return _jaxpr.bind(eqn, arrays)
 
         told = {"equation": eqn, "origin": origin, "elementwise": is_elementwise(eqn)}
-        outs = Step.several(eqn.primitive.name, run, ins, [_jaxpr.aval(var) for var in eqn.outvars], **told)
+        outs = Step.several(_jaxpr.name(eqn), run, ins, [_jaxpr.aval(var) for var in eqn.outvars], **told)
         self.terms.extend(outs)
         if effects:
             self.effects.append(outs[0].step if outs else Step(eqn.primitive.name, ins, run, **told))
@@ -293,7 +293,7 @@ def is_elementwise(eqn: Equation) -> bool:
     return eqn.primitive.name in _ELEMENTWISE
 
 
-_MOVED = ("broadcast_in_dim", "reshape", "copy", "squeeze", "expand_dims")
+_MOVED = ("broadcast_in_dim", "reshape", "copy", "pvary", "squeeze", "expand_dims")
 
 
 def scalar(term: Term) -> Fraction | float | None:

@@ -21,7 +21,7 @@ def spread(term: Term, through_stop_gradient: bool = False) -> Spread:
     dims = tuple(range(len(term.shape)))
     while True:
         widened = term.name == "convert_element_type" and widens(term)
-        if term.name == "copy" or widened or (term.name == "stop_gradient" and through_stop_gradient):
+        if term.name in ("copy", "pvary") or widened or (term.name == "stop_gradient" and through_stop_gradient):
             (term,) = term.operands
         elif term.name == "broadcast_in_dim" and len(term.operands) == 1:
             (before,) = term.operands

@@ -71,7 +71,7 @@ def _zero(like: Term) -> Parts:
 
 @parts_of(
     "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "rev", "slice", "dynamic_slice", "gather",
-    "copy", "stop_gradient", "convert_element_type",
+    "copy", "pvary", "stop_gradient", "convert_element_type",
 )  # fmt: skip
 def _moved(term: Term, rw: Rewriter) -> Parts | None:
     if term.name == "convert_element_type" and not _stays_floating(term):
@@ -110,8 +110,8 @@ def _by_equation(term: Term, operands: Sequence[Term]) -> Term:
 @parts_of("sort", "top_k")
 def _sorted(term: Term, rw: Rewriter) -> Parts | None:
     """The order of positive numbers is that of their logarithms."""
-    (got, *_) = [parts(t, rw) for t in term.operands]
-    if len(term.operands) > 1 or term.index or got is None or got.rest is not None:
+    got = parts(term.operands[0], rw) if len(term.operands) == 1 and term.index == 0 else None
+    if got is None or got.rest is not None:
         return None
     return Parts(_by_equation(term, [filled(got.log, term.operands[0])]), None)
 

@@ -137,7 +137,7 @@ def _times(like: Term, a: Term | None, b: Term | None, sign: float = 1.0) -> Ter
     return derived(like, "mul" if sign > 0 else "div", jnp.multiply if sign > 0 else st.divide, [a, b])
 
 
-def factor(term: Term, rw: Rewriter) -> Parts | None:
+def factor(term: Term, rw: Rewriter) -> Parts:
     """A term as a factor beside carried ones: itself, not carried."""
     if (c := scalar(term)) is not None and 0 < c < math.inf:
         return Parts(number(term, math.log(c)), None)
@@ -151,7 +151,7 @@ def both(term: Term, rw: Rewriter) -> tuple[Parts, Parts] | None:
         return None
     first, second = term.operands
     a, b = a or factor(first, rw), b or factor(second, rw)
-    return (a, b) if a and b else None
+    return a, b
 
 
 @parts_of("mul")

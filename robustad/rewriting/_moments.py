@@ -1,66 +1,219 @@
-"""Variances and covariances written by hand."""
+r"""Second moments by raw sums: variances and covariances, with and without weights, that cancel.
 
-from collections.abc import Callable
-from typing import Any
+Written as :math:`c_1 \sum \omega x y - c_2 \sum \omega x \sum \omega y` they lose all digits where the means are large
+beside the spreads (Chan, Golub, LeVeque 1983). With :math:`W = \sum \omega`, means :math:`\bar x, \bar y` under the
+weights, and :math:`r = 1 - W c_2 / c_1` they are
+
+.. math:: c_1 \Bigl(\sum \omega (x - \bar x)(y - \bar y) + r W \bar x \bar y\Bigr),
+
+where r is 0 for weights that are divided by their sum, and small for those that should add up to 1.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
 
-from robustad.rewriting._graph import Term, unwrapped
-from robustad.rewriting._layout import mean_of, spread
-from robustad.rewriting._log_space import squared
+from robustad import stability as st
+from robustad.rewriting._graph import Term
+from robustad.rewriting._mesh_sums import MeshSum
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
+from robustad.rewriting._softmax import softmax_of
+from robustad.rewriting._totals import Factor, Product, Total, product_of
+
+_SAME = 4.0  # units in the last place up to which two factors are equal
+_NEAR = 1e-3  # what may be left of a moment that does not quite cancel
+_LARGER = 2  # how much larger than its operands an array of all products may be
+
+
+class Moment(NamedTuple):
+    """scale · (Σ weights · xs ys - ratio Σ weights · xs Σ weights · ys) / ∏ below."""
+
+    scale: float
+    ratio: float | None  # None: 1 / Σ weights
+    xs: tuple[Factor, ...]
+    ys: tuple[Factor, ...]
+    weights: tuple[Factor, ...]
+    sizes: tuple[int, ...]
+    below: tuple[Total, ...]
+    across: MeshSum | None
 
 
 @rule("sub")
-def variance(term: Term, rw: Rewriter) -> Term | None:
-    """E[x²] - E[x]² and E[xy] - E[x]E[y]: cancels where the mean is large beside the spread (Chan, Golub, LeVeque 1983)."""
-    of_product = mean_of(spread(term.operands[0]).source)
-    if of_product is None or spread(term.operands[0]).source.shape != term.shape:
+def moment(term: Term, rw: Rewriter) -> Term | None:
+    """E[x²] - E[x]² and E[xy] - E[x]E[y], of sums or means, with any normalisation."""
+    first = product_of(term.operands[0], rw.loops)
+    second = product_of(term.operands[1], rw.loops) if first and len(first.above) in (1, 2) else None
+    if first is None or second is None:
         return None
-    product, axes = of_product
-    product = unwrapped(product)
-    left = [n for i, n in enumerate(product.shape) if i not in axes and n != 1]
-    if [n for n in term.shape if n != 1] != left:
-        return None  # repeated
-    second = spread(term.operands[1]).source
-    if (x := squared(product)) is not None:
-        mean = squared(second)
-        if mean is None or not _is_mean_of(mean, x, axes):
-            return None
+    if len(first.above) == 1:
+        found, sign = _moment(first, second), 1.0
+    else:
+        found, sign = _moment(second, first), -1.0
+    if found is None:
+        return None
+    eps = float(jnp.finfo(term.dtype).eps)
+    if not found.weights and (found.ratio is None or not _is_mean(found)):
+        return None
+    factors = list(dict.fromkeys((*found.xs, *found.ys, *found.weights, *(f for t in found.below for f in t.factors))))
 
-        def centred(a: Any) -> Any:
-            d = a - jnp.mean(a, axes, keepdims=True)
-            return jnp.mean(d * d, axes) - jnp.square(
-                jnp.mean(d, axes)
-            )  # the mean is rounded: the corrected two-pass form
+    def run(*arrays: Array) -> Array:
+        return sign * _centred(found, dict(zip(factors, arrays)), term.shape, eps)
 
-        told = ("mean(x²) - mean(x)²", "mean((x - mean(x))²)")
-        return _moment(term, centred, [rw(x)], told)
-    if product.name == "mul" and second.name == "mul":
-        (a, b), (u, v) = product.operands, second.operands
-        for m, n in ((u, v), (v, u)):
-            if _is_mean_of(m, a, axes) and _is_mean_of(n, b, axes):
-
-                def covariance(p: Any, q: Any) -> Any:
-                    p, q = jnp.broadcast_arrays(p, q)
-                    p, q = p - jnp.mean(p, axes, keepdims=True), q - jnp.mean(q, axes, keepdims=True)
-                    return jnp.mean(p * q, axes) - jnp.mean(p, axes) * jnp.mean(q, axes)
-
-                told = ("mean(x y) - mean(x) mean(y)", "mean((x - mean(x)) (y - mean(y)))")
-                return _moment(term, covariance, [rw(a), rw(b)], told)
-    return None
-
-
-def _is_mean_of(term: Term, x: Term, axes: tuple[int, ...]) -> bool:
-    got = mean_of(spread(term).source)
-    return got is not None and unwrapped(got[0]) is unwrapped(x) and got[1] == axes
-
-
-def _moment(term: Term, run: Callable[..., Any], operands: list[Term], told: tuple[str, str]) -> Term:
-    def shaped(*arrays: Any) -> Any:
-        return jnp.reshape(run(*arrays), term.shape)
-
+    names = ("variance", "x²", "x") if found.xs == found.ys else ("covariance", "x y", "y")
+    before = f"sum({names[1]}) - sum(x) sum({names[2]})"
+    after = f"sum((x - mean(x)) ({names[2]} - mean({names[2]})))"
     return replaced(
-        term, "variance", shaped, operands, before=told[0], after=told[1],
+        term, "variance", run, [rw(f.term) for f in factors],
+        before=f"w ({before})" if found.weights else before, after=f"w {after}" if found.weights else after,
         reason="two numbers of the size of the squared mean cancel to one of the size of the variance",
     )  # fmt: skip
+
+
+def _moment(product: Product, of_means: Product) -> Moment | None:
+    """The moment that the difference of a product of one sum and one of two is."""
+    if len(product.above) != 1 or len(of_means.above) != 2:
+        return None
+    (whole,), (a, b) = product.above, of_means.above
+    if not a.sizes == b.sizes == whole.sizes or not a.mesh == b.mesh == whole.mesh:
+        return None
+    both = a.counts + b.counts
+    weights = both - whole.counts
+    if whole.counts + weights != both or weights - a.counts or weights - b.counts:
+        return None
+    xs, ys = a.counts - weights, b.counts - weights
+    extra = Counter(of_means.below) - Counter(product.below)
+    if Counter(product.below) - Counter(of_means.below) or extra.total() > 1:
+        return None
+    if any(all(k is None or k >= 0 for f in held for k in f.labels) for held in (xs, ys)):
+        return None
+    ratio: float | None = of_means.coefficient / product.coefficient
+    if extra:
+        (own,) = extra
+        if (
+            not weights
+            or own.counts != weights
+            or own.sizes != whole.sizes
+            or own.mesh != whole.mesh
+            or abs(ratio - 1) > 1e-6
+        ):
+            return None
+        ratio = None
+    x, y, w = (tuple(counts.elements()) for counts in (xs, ys, weights))
+    if weights and whole.mesh and ratio is not None:
+        return None
+    return Moment(product.coefficient, ratio, x, y, w, whole.sizes, product.below, whole.across)
+
+
+def _is_mean(m: Moment) -> bool:
+    """Whether the ratio is one over the number of terms; of devices there may be any number."""
+    assert m.ratio is not None
+    count = math.prod(m.sizes) * m.ratio
+    devices = round(1 / count) if m.across and count > 0 else 1
+    return devices >= 1 and abs(1 - count * devices) <= _NEAR
+
+
+def _centred(m: Moment, arrays: dict[Factor, Array], shape: Sequence[int], eps: float) -> Array:
+    rank, reduced = len(shape), len(m.sizes)
+    axes = tuple(range(rank, rank + reduced))
+
+    def placed(f: Factor) -> Array:
+        """A factor with the axes of the result, and behind them those that the sums run over."""
+        at = {rank - 1 - k if k < 0 else k: i for i, k in enumerate(f.labels) if k is not None}
+        x = arrays[f]
+        sizes = [x.shape[at[k]] if k in at else 1 for k in range(rank + reduced)]
+        return jnp.transpose(jnp.squeeze(x, [i for i in range(x.ndim) if i not in at.values()]), _ranks(at)).reshape(
+            sizes
+        )
+
+    def product(factors: Sequence[Factor]) -> Array:
+        return math.prod(map(placed, factors[1:]), start=placed(factors[0]))
+
+    def total(*x: Array) -> Array:
+        own = jnp.sum(jnp.broadcast_to(math.prod(x[1:], start=x[0]), _with(x, m.sizes)), axes, keepdims=True)
+        return m.across.sum(own) if m.across else own
+
+    x, y = product(m.xs), product(m.ys)
+    w = product(m.weights) if m.weights else jnp.ones((1,) * (rank + reduced), x.dtype)
+    weight = total(w)
+    divisor = jnp.where(weight == 0, jnp.ones_like(weight), weight)
+    u, v = x - _start(m, x, w, axes), y - _start(m, y, w, axes)
+    u, v = u - total(w, u) / divisor, v - total(w, v) / divisor
+    # The means are rounded: the corrected two-pass form.
+    squares = _contracted(w, u, v, m.sizes, axes)
+    spread = (m.across.sum(squares) if m.across else squares) - total(w, u) * (total(w, v) / divisor)
+    if (rest := _rest(m, w, axes, eps)) is not None:
+        spread = spread + rest * (total(w, x) / divisor) * total(w, y)
+    value = m.scale * spread
+    for t in m.below:
+        value = value / total(*(placed(f) for f in t.factors))
+    return jnp.broadcast_to(value.reshape(value.shape[:rank]), tuple(shape))
+
+
+def _start(m: Moment, x: Array, w: Array, axes: tuple[int, ...]) -> Array:
+    """The smallest entry that counts, of which moments do not depend.
+
+    A mean is rounded as XLA orders its terms, in each fused loop perhaps in another way; a minimum is not.
+    """
+    x, w = lax.stop_gradient((x, w))
+    counted = jnp.where(w != 0, x, jnp.full_like(x, jnp.inf))
+    least = jnp.min(jnp.broadcast_to(counted, _with((counted,), m.sizes)), axes, keepdims=True)
+    least = -m.across.largest(-least) if m.across else least
+    return jnp.where(jnp.isfinite(least), least, jnp.zeros_like(least))
+
+
+def _ranks(at: dict[int, int]) -> list[int]:
+    """The order of an array's axes by their places."""
+    order = sorted(at.values())
+    return [order.index(at[k]) for k in sorted(at)]
+
+
+def _with(arrays: Sequence[Array], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    return (*shape[: len(shape) - len(sizes)], *sizes)
+
+
+def _contracted(w: Array, x: Array, y: Array, sizes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    """Σ w x y: as a matrix product where the array of all products would be large."""
+    shape = _with((w, x, y), sizes)
+    if math.prod(shape) <= _LARGER * max(w.size, x.size, y.size, math.prod(sizes)):
+        return jnp.sum(jnp.broadcast_to(w * x * y, shape), axes, keepdims=True)
+    x = w * x
+    labels = [[i for i, n in enumerate(a.shape) if n != 1 or i in axes] for a in (x, y)]
+    squeezed = [
+        jnp.broadcast_to(a, _with((a,), sizes)).reshape([_with((a,), sizes)[i] for i in held])
+        for a, held in zip((x, y), labels)
+    ]
+    out = [i for i in range(len(shape) - len(sizes)) if any(i in held for held in labels)]
+    made = jnp.einsum(squeezed[0], labels[0], squeezed[1], labels[1], out, precision=lax.Precision.HIGHEST)
+    return made.reshape(
+        [*(n if i in out else 1 for i, n in enumerate(shape[: len(shape) - len(sizes)])), *(1,) * len(sizes)]
+    )
+
+
+def _rest(m: Moment, w: Array, axes: tuple[int, ...], eps: float) -> Array | float | None:
+    """1 - W · ratio; None where it is 0."""
+    if m.ratio is None or _adds_up_to_one(m):
+        return None
+    if not m.weights:
+        devices = lax.psum(1, m.across.axes) if m.across else 1
+        rest = 1 - math.prod(m.sizes) * devices * m.ratio
+        return rest if abs(rest) > _SAME * eps else None
+    shape = (*w.shape[: -len(axes)], *m.sizes)
+    terms = jnp.broadcast_to(w * m.ratio, shape).reshape(*shape[: -len(axes)], -1)
+    minus = jnp.full((*terms.shape[:-1], 1), -1, terms.dtype)
+    rest = -st.compensated_sum(jnp.concatenate([terms, minus], -1), -1)
+    return rest.reshape(*rest.shape, *(1,) * len(axes))
+
+
+def _adds_up_to_one(m: Moment) -> bool:
+    """Whether the weights are a softmax over the axes of the sums."""
+    if len(m.weights) != 1 or m.ratio is None or abs(m.ratio - 1) > 1e-6:
+        return False
+    ((term, labels),) = ((f.term, f.labels) for f in m.weights)
+    soft = softmax_of(term)
+    return soft is not None and sorted(labels[i] or 0 for i in soft.axes) == sorted(-1 - k for k in range(len(m.sizes)))

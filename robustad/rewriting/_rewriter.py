@@ -44,6 +44,7 @@ class Rewriter:
     fallback: what a step becomes that no rule wants.
     body: what the body of a loop becomes.
     carried, depth: what `_log_space` knows of terms, and how deep it looks.
+    loops: those that `_totals` has looked into.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Rewriter:
         self.body = body
         self.carried: dict[Term, Any] = {}
         self.depth = 0
+        self.loops: dict[Step, Any] = {}
         self._known: dict[Term, Term] = {}
         self._steps: dict[Step, Step] = {}
         self._by_rule: dict[Term, Term | None] = {}
