@@ -92,7 +92,7 @@ def _deviations(axes: _Axes, x: Array, mask: Array | None) -> tuple[Array, Array
 
     def careful() -> tuple[Array, Array, Array, Array]:
         scale = power_of_two_near(largest_of([y], [axes]))
-        z = scaled(y, jnp.expand_dims(scale, axes))
+        z = scaled(y, axes, scale)
         candidates = z if mask is None else jnp.where(mask, z, jnp.full_like(z, jnp.inf))
         start = jnp.min(candidates, axes, initial=jnp.inf)
         z = z - jnp.expand_dims(start, axes)

@@ -39,15 +39,26 @@ def power_of_two_near(largest: Array) -> Array:
     return lax.select(lax.eq(largest, infinity), infinity, found)
 
 
-def scaled(x: Array, scale: Array) -> Array:
+def rows(x: Array, axes: _Axes, row: Array) -> Array:
+    """`row`, a reduction of x over the axes, in x's shape."""
+    return lax.broadcast_in_dim(row, x.shape, [i for i in range(x.ndim) if i - x.ndim not in axes])
+
+
+def _positive(x: Array, axes: _Axes) -> _Axes:
+    return tuple(i + x.ndim for i in axes)
+
+
+def scaled(x: Array, axes: _Axes, scale: Array) -> Array:
     """x/scale for a power of two near the largest |x|; if that is infinite, infinities count as equal, all else as zero."""
     infinite = lax.eq(lax.abs(x), lax.full_like(x, np.inf))
-    return lax.select(infinite, lax.sign(x), x * (1 / scale))
+    inverse = lax.div(lax.full_like(scale, 1), scale)
+    return lax.select(infinite, lax.sign(x), lax.mul(x, rows(x, axes, inverse)))
 
 
 def largest_of(leaves: Sequence[Array], axes: Sequence[_Axes]) -> Array:
-    maxima = [jnp.max(jnp.abs(x), axis, initial=0) for x, axis in zip(leaves, axes)]
-    return functools.reduce(jnp.maximum, maxima)
+    maxima = [lax.reduce_max(lax.abs(x), _positive(x, axis)) for x, axis in zip(leaves, axes)]
+    largest = functools.reduce(lax.max, maxima)
+    return lax.max(largest, lax.full_like(largest, 0))
 
 
 def least_safe_square(count: int, dtype: Any) -> float:
@@ -57,32 +68,34 @@ def least_safe_square(count: int, dtype: Any) -> float:
 
 
 def _sum_of_squares(leaves: Sequence[Array], axes: Sequence[_Axes]) -> Array:
-    return functools.reduce(jnp.add, [jnp.sum(x * x, axis) for x, axis in zip(leaves, axes)])
+    return functools.reduce(
+        lax.add, [lax.reduce_sum(lax.mul(x, x), _positive(x, axis)) for x, axis in zip(leaves, axes)]
+    )
 
 
 def _size(axes: Sequence[_Axes], leaves: Sequence[Array]) -> tuple[Array, Array]:
     """(r, s) with the norm r s, s a power of two: 1 where the plain form is right."""
     squares = _sum_of_squares(leaves, axes)
     count = sum(int(np.prod([x.shape[i] for i in axis])) for x, axis in zip(leaves, axes))
-    right = (squares >= least_safe_square(count, squares.dtype)) & jnp.isfinite(squares)
-    plain = jnp.sqrt(squares)
+    least = lax.full_like(squares, least_safe_square(count, squares.dtype))
+    right = lax.bitwise_and(lax.ge(squares, least), lax.is_finite(squares))
+    plain, one = lax.sqrt(squares), lax.full_like(squares, 1)
 
     def careful() -> tuple[Array, Array]:
         scale = power_of_two_near(largest_of(leaves, axes))
-        parts = [scaled(x, jnp.expand_dims(scale, axis)) for x, axis in zip(leaves, axes)]
-        size = jnp.sqrt(_sum_of_squares(parts, axes))
-        return jnp.where(right, plain, size), jnp.where(right, jnp.ones_like(scale), scale)
+        size = lax.sqrt(_sum_of_squares([scaled(x, axis, scale) for x, axis in zip(leaves, axes)], axes))
+        return lax.select(right, plain, size), lax.select(right, one, scale)
 
-    return lax.cond(jnp.all(right), lambda: (plain, jnp.ones_like(plain)), careful)
+    return lax.cond(lax.reduce_and(right, tuple(range(right.ndim))), lambda: (plain, one), careful)
 
 
 @functools.partial(custom_jvp, nondiff_argnums=(0,))
 def norm_and_units(axes: tuple[_Axes, ...], leaves: list[Array]) -> tuple[Array, list[Array]]:
     """The joint norm of float32 or float64 arrays over the given axes of each, and the arrays divided by it; 0 by 0 is 0."""
     size, scale = over_leading_axes(functools.partial(_size, axes))(leaves)
-    divisor = jnp.where(size == 0, jnp.ones_like(size), size)
-    units = [scaled(x, jnp.expand_dims(scale, a)) / jnp.expand_dims(divisor, a) for x, a in zip(leaves, axes)]
-    return size * scale, units
+    divisor = lax.select(lax.eq(size, lax.full_like(size, 0)), lax.full_like(size, 1), size)
+    units = [lax.div(scaled(x, a, scale), rows(x, a, divisor)) for x, a in zip(leaves, axes)]
+    return lax.mul(size, scale), units
 
 
 @norm_and_units.defjvp
@@ -105,7 +118,7 @@ def _power_norm_and_slope(p: float, axis: _Axes, x: Array) -> tuple[Array, Array
 
 def _power_norm_and_ratio(p: float, axis: _Axes, x: Array) -> tuple[Array, Array]:
     scale = power_of_two_near(largest_of([x], [axis]))
-    y = jnp.abs(scaled(x, jnp.expand_dims(scale, axis)))
+    y = jnp.abs(scaled(x, axis, scale))
     largest = jnp.max(y, axis, initial=0)
     divisor = jnp.where(largest == 0, jnp.ones_like(largest), largest)
     ratio = y / jnp.expand_dims(divisor, axis)
