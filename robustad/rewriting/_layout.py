@@ -37,6 +37,11 @@ def spread(term: Term, through_stop_gradient: bool = False) -> Spread:
             return Spread(term, dims)
 
 
+def through(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:
+    """Where axes are that lie at `inner` of what lies at `outer`; -1 for axes of size 1 that are not there."""
+    return tuple(outer[d] if d >= 0 else -1 for d in inner)
+
+
 def _size_one_axes(term: Term) -> tuple[int | None, ...] | None:
     """Of a reshape that adds or drops axes of size 1 alone: where each axis of its operand is; None of another one."""
     (before,) = term.operands

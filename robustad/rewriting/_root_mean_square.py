@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from robustad.rewriting._graph import Term, scalar, unwrapped
-from robustad.rewriting._layout import Spread, spread
+from robustad.rewriting._layout import Spread, spread, through
 from robustad.rewriting._norms import scaled_sum_of_squares
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
 from robustad.rewriting._softmax import placed
@@ -50,7 +50,7 @@ def _squares(term: Term) -> _Squares | None:
         inner = spread(total)
         if (found := scaled_sum_of_squares(_before_its_rounding(inner.source))) is not None:
             x, axes, dims, c = found
-            return _Squares(x, axes, _through(inner.dims, dims), c, float(e), seen.source, seen)
+            return _Squares(x, axes, through(inner.dims, dims), c, float(e), seen.source, seen)
     return None
 
 
@@ -109,10 +109,5 @@ def _is_along(divisor: Spread, squares: _Squares, term: Term) -> bool:
     if squares.x.shape != term.shape:
         return False
     rows = [a for a in range(len(term.shape)) if a not in squares.axes]
-    at = _through(divisor.dims, _through(squares.seen.dims, squares.dims))
+    at = through(divisor.dims, through(squares.seen.dims, squares.dims))
     return all(term.shape[a] == 1 or a == d for a, d in zip(rows, at, strict=True))
-
-
-def _through(outer: tuple[int, ...], inner: tuple[int, ...]) -> tuple[int, ...]:
-    """Where axes are that lie at `inner` of what lies at `outer`; -1 for axes of size 1 that are not there."""
-    return tuple(outer[d] if d >= 0 else -1 for d in inner)

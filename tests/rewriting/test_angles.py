@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import robustad as rad
@@ -31,6 +32,15 @@ def distance_of_units(a, b):
     return 1 - jnp.sum(a / length(a, axis=-1, keepdims=True) * (b / length(b, axis=-1)[:, None]), axis=-1)
 
 
+def products(a, b):
+    u = a / jnp.maximum(length(a, axis=1, keepdims=True), 1e-6)
+    return 1 - (u * b / jnp.maximum(length(b, axis=1, keepdims=True), 1e-6)).sum(1)
+
+
+def library(a, b):
+    return 1 - optax.losses.cosine_similarity(a, b, epsilon=1e-8)
+
+
 def vectors():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(4, 6))
@@ -39,7 +49,7 @@ def vectors():
     return jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
 
 
-@pytest.mark.parametrize("f", [quotients, mapped, units, distance, distance_of_units])
+@pytest.mark.parametrize("f", [quotients, mapped, units, distance, distance_of_units, products, library])
 def test_small_angles(f):
     """Within 2⁻²³ of what its entries' last places decide of an angle of 1e-3; the plain form loses 1e-3 or more."""
     a, b = vectors()
@@ -76,11 +86,33 @@ def test_parallel_vectors_and_a_clip():
     assert not jnp.any(jax.grad(rad.stabilize(clipped))(a[0], a[0]))
 
 
+@pytest.mark.parametrize("f", [products, library])
+def test_lengths_below_a_floor_and_of_other_sizes(f):
+    a = jnp.asarray([[0.0, 0, 0], [1e-9, 2e-9, 1e-9], [1e-3, 2e-3, 1e-3], [1e3, 2e3, 1e3]], jnp.float32)
+    b = jnp.asarray([[1.0, 2, 1.01]] * 4, jnp.float32)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.float64(a)), jnp.asarray(np.float64(b))
+        truth, slopes = f(*wide), jax.jit(jax.grad(lambda a: f(a, wide[1]).sum()))(wide[0])
+    np.testing.assert_allclose(rad.stabilize(f)(a, b), truth, rtol=2**-20, atol=2**-23)
+    if f is library:  # the norm of the other form has no derivative at 0
+        got = jax.jit(jax.grad(lambda a: rad.stabilize(f)(a, b).sum()))(a)
+        np.testing.assert_allclose(got[:2], slopes[:2], rtol=2**-20)
+
+
+def columns(a, b):
+    """Each column divided by the length of a row."""
+    a, b = a[:, :4], b[:, :4]
+    return 1 - jnp.sum(a / jnp.sqrt(jnp.sum(a**2, 1)[None]) * b / length(b, axis=1), 1)
+
+
 def test_what_is_no_cosine_is_left_alone():
     a, b = vectors()
     for f in (
         lambda a, b: jnp.arccos(jnp.vdot(a[0], b[0]) / length(a[0]) / length(a[0]) / 2),
         lambda a, b: 1 - jnp.sum(a * b, -1) / (length(a, axis=-1) * length(a, axis=-1)),
+        lambda a, b: (
+            1 - jnp.sum(a[:, :4] / jnp.sqrt(jnp.sum(a[:, :4] ** 2, 1)[None]) * b[:, :4] / length(b[:, :4], axis=1), 1)
+        ),
         lambda a, b: 1 - jnp.sum(a / length(a, axis=0) * (b / length(b, axis=0)), axis=-1),
     ):
         assert not any(r.rule == "angle" for r in rad.stabilize(f).rewrites(a, b))
