@@ -7,6 +7,7 @@ from robustad import stability as st
 from robustad.rewriting._graph import Term, scalar, unwrapped
 from robustad.rewriting._log_space import complement, is_carried_by, outline, parts
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
+from robustad.rewriting.twins._composites import composite
 
 
 @rule("log", "log1p")
@@ -76,6 +77,20 @@ def inverse_of_tanh(term: Term, rw: Rewriter) -> Term | None:
     return replaced(
         term, "inverse", lambda a: a, [rw(operand.operands[0])], before="arctanh(tanh(x))", after="x",
         reason="tanh rounds to 1 from 9.01 on (float32)", elementwise=True,
+    )  # fmt: skip
+
+
+@rule("custom_jvp_call")
+def inverse_of_sigmoid(term: Term, rw: Rewriter) -> Term | None:
+    """logit(sigmoid(x)), of the library: the sigmoid rounds to 1, and with it goes x."""
+    eqn = term.step.equation
+    if eqn is None or len(term.operands) != 1 or term.operands[0].name != "logistic":
+        return None
+    if (whole := composite(eqn)) is None or whole.name != "logit":
+        return None
+    return replaced(
+        term, "inverse", lambda a: a, [rw(term.operands[0].operands[0])], before="logit(sigmoid(x))", after="x",
+        reason="sigmoid rounds to 1 from 17 on (float32)", elementwise=True,
     )  # fmt: skip
 
 

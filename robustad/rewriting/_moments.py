@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from robustad import stability as st
+from robustad.rewriting._contraction import Contraction
 from robustad.rewriting._graph import Term
 from robustad.rewriting._mesh_sums import MeshSum
 from robustad.rewriting._rewriter import Rewriter, replaced, rule
@@ -27,7 +27,6 @@ from robustad.rewriting._totals import Factor, Product, Total, product_of
 
 _SAME = 4.0  # units in the last place up to which two factors are equal
 _NEAR = 1e-3  # what may be left of a moment that does not quite cancel
-_LARGER = 2  # how much larger than its operands an array of all products may be
 
 
 class Moment(NamedTuple):
@@ -118,84 +117,44 @@ def _is_mean(m: Moment) -> bool:
 
 
 def _centred(m: Moment, arrays: dict[Factor, Array], shape: Sequence[int], eps: float) -> Array:
-    rank, reduced = len(shape), len(m.sizes)
-    axes = tuple(range(rank, rank + reduced))
-
-    def placed(f: Factor) -> Array:
-        """A factor with the axes of the result, and behind them those that the sums run over."""
-        at = {rank - 1 - k if k < 0 else k: i for i, k in enumerate(f.labels) if k is not None}
-        x = arrays[f]
-        sizes = [x.shape[at[k]] if k in at else 1 for k in range(rank + reduced)]
-        return jnp.transpose(jnp.squeeze(x, [i for i in range(x.ndim) if i not in at.values()]), _ranks(at)).reshape(
-            sizes
-        )
+    axes = Contraction(len(shape), m.sizes)
 
     def product(factors: Sequence[Factor]) -> Array:
-        return math.prod(map(placed, factors[1:]), start=placed(factors[0]))
+        placed = [axes.placed(arrays[f], f.labels) for f in factors]
+        return math.prod(placed[1:], start=placed[0])
 
     def total(*x: Array) -> Array:
-        own = jnp.sum(jnp.broadcast_to(math.prod(x[1:], start=x[0]), _with(x, m.sizes)), axes, keepdims=True)
-        return m.across.sum(own) if m.across else own
+        return m.across.sum(axes.sum(*x)) if m.across else axes.sum(*x)
 
     x, y = product(m.xs), product(m.ys)
-    w = product(m.weights) if m.weights else jnp.ones((1,) * (rank + reduced), x.dtype)
+    w = product(m.weights) if m.weights else jnp.ones((1,) * (axes.rank + len(m.sizes)), x.dtype)
     weight = total(w)
     divisor = jnp.where(weight == 0, jnp.ones_like(weight), weight)
     u, v = x - _start(m, x, w, axes), y - _start(m, y, w, axes)
     u, v = u - total(w, u) / divisor, v - total(w, v) / divisor
     # The means are rounded: the corrected two-pass form.
-    squares = _contracted(w, u, v, m.sizes, axes)
-    spread = (m.across.sum(squares) if m.across else squares) - total(w, u) * (total(w, v) / divisor)
+    spread = total(w, u, v) - total(w, u) * (total(w, v) / divisor)
     if (rest := _rest(m, w, axes, eps)) is not None:
         spread = spread + rest * (total(w, x) / divisor) * total(w, y)
     value = m.scale * spread
     for t in m.below:
-        value = value / total(*(placed(f) for f in t.factors))
-    return jnp.broadcast_to(value.reshape(value.shape[:rank]), tuple(shape))
+        value = value / total(*(axes.placed(arrays[f], f.labels) for f in t.factors))
+    return axes.result(value, shape)
 
 
-def _start(m: Moment, x: Array, w: Array, axes: tuple[int, ...]) -> Array:
+def _start(m: Moment, x: Array, w: Array, axes: Contraction) -> Array:
     """The smallest entry that counts, of which moments do not depend.
 
     A mean is rounded as XLA orders its terms, in each fused loop perhaps in another way; a minimum is not.
     """
     x, w = lax.stop_gradient((x, w))
     counted = jnp.where(w != 0, x, jnp.full_like(x, jnp.inf))
-    least = jnp.min(jnp.broadcast_to(counted, _with((counted,), m.sizes)), axes, keepdims=True)
+    least = jnp.min(jnp.broadcast_to(counted, axes.shape(counted)), axes.axes, keepdims=True)
     least = -m.across.largest(-least) if m.across else least
     return jnp.where(jnp.isfinite(least), least, jnp.zeros_like(least))
 
 
-def _ranks(at: dict[int, int]) -> list[int]:
-    """The order of an array's axes by their places."""
-    order = sorted(at.values())
-    return [order.index(at[k]) for k in sorted(at)]
-
-
-def _with(arrays: Sequence[Array], sizes: tuple[int, ...]) -> tuple[int, ...]:
-    shape = np.broadcast_shapes(*(a.shape for a in arrays))
-    return (*shape[: len(shape) - len(sizes)], *sizes)
-
-
-def _contracted(w: Array, x: Array, y: Array, sizes: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """Σ w x y: as a matrix product where the array of all products would be large."""
-    shape = _with((w, x, y), sizes)
-    if math.prod(shape) <= _LARGER * max(w.size, x.size, y.size, math.prod(sizes)):
-        return jnp.sum(jnp.broadcast_to(w * x * y, shape), axes, keepdims=True)
-    x = w * x
-    labels = [[i for i, n in enumerate(a.shape) if n != 1 or i in axes] for a in (x, y)]
-    squeezed = [
-        jnp.broadcast_to(a, _with((a,), sizes)).reshape([_with((a,), sizes)[i] for i in held])
-        for a, held in zip((x, y), labels)
-    ]
-    out = [i for i in range(len(shape) - len(sizes)) if any(i in held for held in labels)]
-    made = jnp.einsum(squeezed[0], labels[0], squeezed[1], labels[1], out, precision=lax.Precision.HIGHEST)
-    return made.reshape(
-        [*(n if i in out else 1 for i, n in enumerate(shape[: len(shape) - len(sizes)])), *(1,) * len(sizes)]
-    )
-
-
-def _rest(m: Moment, w: Array, axes: tuple[int, ...], eps: float) -> Array | float | None:
+def _rest(m: Moment, w: Array, axes: Contraction, eps: float) -> Array | float | None:
     """1 - W · ratio; None where it is 0."""
     if m.ratio is None or _adds_up_to_one(m):
         return None
@@ -203,11 +162,11 @@ def _rest(m: Moment, w: Array, axes: tuple[int, ...], eps: float) -> Array | flo
         devices = lax.psum(1, m.across.axes) if m.across else 1
         rest = 1 - math.prod(m.sizes) * devices * m.ratio
         return rest if abs(rest) > _SAME * eps else None
-    shape = (*w.shape[: -len(axes)], *m.sizes)
-    terms = jnp.broadcast_to(w * m.ratio, shape).reshape(*shape[: -len(axes)], -1)
+    terms = jnp.broadcast_to(w * m.ratio, axes.shape(w))
+    terms = terms.reshape(*terms.shape[: axes.rank], -1)
     minus = jnp.full((*terms.shape[:-1], 1), -1, terms.dtype)
     rest = -st.compensated_sum(jnp.concatenate([terms, minus], -1), -1)
-    return rest.reshape(*rest.shape, *(1,) * len(axes))
+    return rest.reshape(*rest.shape, *(1 for _ in m.sizes))
 
 
 def _adds_up_to_one(m: Moment) -> bool:

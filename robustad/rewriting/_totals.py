@@ -56,18 +56,22 @@ class Product:
 Loops = dict[Step, Loop | None]
 
 
-def product_of(term: Term, loops: Loops) -> Product | None:
+def product_of(term: Term, loops: Loops, labels: Labels | None = None) -> Product | None:
     """A term as a product of sums; None where it is none. `loops`: those that have been looked into."""
-    return _product(term, tuple(range(len(term.shape))), loops)
+    return _product(term, axes_of(term) if labels is None else labels, loops)
+
+
+def axes_of(term: Term) -> Labels:
+    return tuple(range(len(term.shape)))
 
 
 def _product(term: Term, labels: Labels, loops: Loops) -> Product | None:
     if (c := scalar(term)) is not None:
         return Product(float(c)) if c and math.isfinite(c) else None
-    term, labels = _source(term, labels)
+    term, labels = source(term, labels)
     match term.name:
         case "mul" | "div":
-            parts = [_product(t, _own(t, labels), loops) for t in term.operands]
+            parts = [_product(t, operand_labels(t, labels), loops) for t in term.operands]
             if parts[0] is None or parts[1] is None:
                 return None
             return parts[0].times(parts[1], 1 if term.name == "mul" else -1)
@@ -85,12 +89,12 @@ def _product(term: Term, labels: Labels, loops: Loops) -> Product | None:
     return _total(term, labels, loops)
 
 
-def _own(term: Term, labels: Labels) -> Labels:
+def operand_labels(term: Term, labels: Labels) -> Labels:
     """The labels of an operand of an elementwise operation, which may be a scalar beside an array."""
     return labels if term.shape else ()
 
 
-def _source(term: Term, labels: Labels) -> tuple[Term, Labels]:
+def source(term: Term, labels: Labels) -> tuple[Term, Labels]:
     """What a term repeats or transposes."""
     while True:
         seen = spread(term)
@@ -112,7 +116,7 @@ def _total(term: Term, labels: Labels, loops: Loops) -> Product | None:
             first = -1 - len(sizes)
             inner = tuple(first - axes.index(i) if i in axes else next(kept) for i in range(len(operand.shape)))
             sizes += tuple(operand.shape[i] for i in axes)
-            term, labels = _source(operand, inner)
+            term, labels = source(operand, inner)
         parts = [(term, labels)]
     elif term.name == "dot_general":
         (left, right), (first, second) = term.params["dimension_numbers"]
@@ -162,7 +166,7 @@ def _factors(term: Term, labels: Labels) -> tuple[float, list[Factor]]:
     """(c, factors) of a product of arrays."""
     if (c := scalar(term)) is not None:
         return float(c), []
-    term, labels = _source(term, labels)
+    term, labels = source(term, labels)
     parts: Sequence[Term] = ()
     if term.name == "mul":
         parts = term.operands
@@ -175,7 +179,7 @@ def _factors(term: Term, labels: Labels) -> tuple[float, list[Factor]]:
         return 1.0, [Factor(term, labels)]
     coefficient, factors = 1.0, []
     for part in parts:
-        c, found = _factors(part, _own(part, labels))
+        c, found = _factors(part, operand_labels(part, labels))
         coefficient *= c
         factors += found
     return coefficient, factors

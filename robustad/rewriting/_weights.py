@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad.rewriting._demand import boolean
-from robustad.rewriting._graph import Step, Term, unwrapped
+from robustad.rewriting._graph import Step, Term, is_constant, unwrapped
 from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, number, place_of, replaced, rule
 from robustad.rewriting._softmax import log_softmax_of, softmax_of
@@ -30,6 +30,8 @@ def x_log_x(term: Term, rw: Rewriter) -> Term | None:
         (x,) = x.operands if negative else (x,)
         inner = unwrapped(log)
         if inner.name != "log" or unwrapped(inner.operands[0]) is not unwrapped(x) or x.shape != term.shape:
+            continue
+        if is_constant(x):
             continue
         if rw.by_rule(inner) is not None:
             return None  # the logarithm is carried: see below

@@ -12,7 +12,18 @@ from robustad.rewriting.expressions._differences import angle
 from robustad.rewriting.expressions._error_free import has_error_free
 from robustad.rewriting.expressions._exponentials import scaled
 from robustad.rewriting.expressions._exponents import meant
-from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, call, nodes, rebuilt, select, sub, view
+from robustad.rewriting.expressions._expression import (
+    ONE,
+    ZERO,
+    Expr,
+    add,
+    call,
+    nodes,
+    rebuilt,
+    select,
+    sub,
+    view,
+)
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting.expressions._products import Sum, TooLong, built, collected, of_product
 from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
@@ -254,6 +265,11 @@ class _Pass:
     def _product(self, e: Expr, depth: int) -> Expr:
         if e in self.done:
             return self.children(e, depth)
+        if e.op == "mul" and (of := _log_without_weight(e)) is not None:
+            self.done.add(e)
+            return self.fired("limit", e, select(Expr("eq", (of, ZERO)), self.children(e, depth), ZERO), _LIMIT)
+        if e.op == "mul" and any(_is_zero(a) and b.op == "div" for a, b in (e.args, e.args[::-1])):
+            return ZERO  # the derivative of the same
         made = scaled(e)
         if made is not None and made is not e:
             return self.fired("exponentials scaled", e, self.made(e, made, depth, ("mul", "div")), _SCALED)
@@ -273,7 +289,21 @@ _ROOT = "the square overflows or underflows, and the slope at 0 is 0/0"
 _POWER = "the base is rounded where it is near 1, and the power multiplies that error by the exponent"
 _WIDER = "products or squares overflow, underflow or round in the middle where the result does not"
 _SLOPE = "in the derivative of the plain form the terms cancel"
+_LIMIT = "0 times the logarithm of 0 is NaN; the limit is 0"
 _SCALED = "the exponentials overflow where their quotient does not"
+
+
+def _log_without_weight(e: Expr) -> Expr | None:
+    """The x of 0 · log x, where the 0 is a constant, as in a density with a parameter at which a power drops out."""
+    for weight, log in (e.args, e.args[::-1]):
+        if log.op == "log" and log.leaves and _is_zero(weight):
+            return log.args[0]
+    return None
+
+
+def _is_zero(e: Expr) -> bool:
+    """Whether a constant, perhaps of several, is 0."""
+    return not e.leaves and not collected(e)
 
 
 def _opened(e: Expr) -> Expr:

@@ -3,7 +3,8 @@ r"""Expressions whose value is right in a wider format alone: squares and produc
 √(x² + y²), x/(x² + y²) or a b/(t + u)² are wrong in float32 for half of its range, though every operation is backward
 stable. A region evaluates float32 in float64, whose range holds the squares and products of any float32, and rounds
 once. The rule fires where evaluation in float32 at the sample points differs from that in float64 by more than
-rounding, for roots, logarithms and quotients of sums and products; polynomials stay as they are.
+rounding, for roots, logarithms and quotients of sums and products; polynomials stay as they are. log(1 + x²) is wrong
+where x² overflows, for half as many points.
 """
 
 from __future__ import annotations
@@ -18,25 +19,37 @@ from robustad.rewriting.expressions._scaled import degrees
 from robustad.rewriting.expressions._series import rational_root
 
 _SMALL = Fraction(1, 1000)  # constants that guard a denominator
-_PART, _PART_OF_SLOPES = 0.08, 0.02  # of the points
+_PART, _PART_OF_SLOPES, _PART_OF_LOG1P = 0.08, 0.02, 0.05  # of the points
 
 
 @remembered
 def needs_range(e: Expr) -> bool:
     """Whether float32 in the middle spoils the value at a fair part of the points."""
-    return _products_cancel(e) or (_roots_or_quotients(e) and not _is_guarded(e) and narrow_errors(e) > _PART)
+    if _products_cancel(e):
+        return True
+    part = _PART if _roots_or_quotients(e) else _PART_OF_LOG1P if _logs_of_squares(e) else 1.0
+    return part < 1 and not _is_guarded(e) and narrow_errors(e) > part
 
 
 @remembered
 def slope_needs_range(e: Expr) -> bool:
     """Whether that is so of a derivative: 1/(x² + y²) is out of range only where its denominator is, its slopes before."""
-    if not any(_divides_by_sum(n) or n.op == "atan2" for n in nodes(e)) or _is_guarded(e):
+    if not any(_divides_by_sum(n) or _divides_by_power(n) or n.op == "atan2" for n in nodes(e)) or _is_guarded(e):
         return False
     return any(narrow_errors(derivative(e, i)) > _PART_OF_SLOPES for i in sorted(e.leaves))
 
 
 def _divides_by_sum(n: Expr) -> bool:
     return n.op == "div" and _compound(n.args[1]) and n.args[1].op in ("add", "sub")
+
+
+def _divides_by_power(n: Expr) -> bool:
+    """By a power of an exponential, as a variance is one of a deviation's logarithm."""
+    return n.op == "div" and any(p.op == "integer_pow" and p.args[0].op in ("exp", "exp2") for p in nodes(n.args[1]))
+
+
+def _logs_of_squares(e: Expr) -> bool:
+    return any(n.op == "log1p" and _compound(n.args[0]) for n in nodes(e))
 
 
 def _is_guarded(e: Expr) -> bool:
