@@ -1,0 +1,5 @@
+"""Memory: reverse mode that fits."""
+
+from robustad.memory._schedule import Action as Action
+from robustad.memory._schedule import Schedule as Schedule
+from robustad.memory._schedule import revolve_schedule as revolve_schedule
