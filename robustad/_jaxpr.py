@@ -119,6 +119,15 @@ def segments(program: Body, length: int, kept: frozenset[str]) -> Iterator[Body]
         yield Body(inputs, (), equations, tuple(var for var in made if var in held))
 
 
+def reached(program: Body, marked: Sequence[bool]) -> list[bool]:
+    """Which outputs of a program depend on the marked inputs, nested programs taken as a whole."""
+    alive = {var for var, mark in zip(program.inputs, marked, strict=True) if mark}
+    for eqn in program.equations:
+        if any(not isinstance(atom, Literal) and atom in alive for atom in eqn.invars):
+            alive.update(eqn.outvars)
+    return [not isinstance(atom, Literal) and atom in alive for atom in program.outputs]
+
+
 def is_inexact(atom_or_array: Any) -> bool:
     """Whether a variable, literal or array is of a floating or complex dtype."""
     dtype = getattr(atom_or_array, "aval", atom_or_array)
@@ -435,6 +444,38 @@ def backward_rules(program: Body) -> Iterator[tuple[Location | None, Body]]:
         except Exception:  # an internal protocol: whatever it says, the call's location remains
             continue
         yield site.location, rule
+
+
+# ------------------------------------------------------------------------------------------------- types of arrays
+
+
+def strong(aval: Any) -> Any:
+    """The type without weakness."""
+    return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
+
+
+def stacked(aval: Any, n: int) -> Any:
+    """The type of n arrays of a type, stacked along a new first axis."""
+    return jax.make_jaxpr(lambda x: jnp.broadcast_to(x, (n, *x.shape)))(aval).out_avals[0]
+
+
+def first_of(aval: Any) -> Any:
+    """The type of one of the arrays that are stacked along the first axis."""
+    return jax.make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False))(aval).out_avals[0]
+
+
+def zeros_of_tangent(x: Any) -> Array:
+    """The zero tangent of an array, varying over the mesh axes over which the array does."""
+    return ad.instantiate_zeros(ad.Zero(jax.typeof(x).to_tangent_aval()))
+
+
+def blank(aval: Any, n: int) -> Array:
+    """n arrays of a type, stacked, to be written over."""
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        one = lax_internal.full(aval.shape, 0, aval.dtype)
+    else:
+        one = ad.instantiate_zeros(ad.Zero(strong(aval)))
+    return jnp.broadcast_to(one, (n, *aval.shape))
 
 
 # ---------------------------------------------------------------------------------------------------- mesh axes

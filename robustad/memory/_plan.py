@@ -1,0 +1,65 @@
+"""Which blocks, and how many stored states, reverse a loop at the least cost within a limit of memory.
+
+A plan has s stored states before blocks of b steps, by the binomial schedule over the blocks, and differentiates a block as a
+whole, as the plain scan does, with a tape of what the derivatives of its steps need. b = 1 is the schedule of Griewank
+and Walther; s at least the number of blocks is a scan nested in a scan; where the tape of a step is smaller than a state, or little larger,
+blocks between them need fewer advances than either in the same memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from robustad.memory import _binomial
+from robustad.memory._loop import Plan
+
+CONTROL = 0.5
+"""What choosing, storing and restoring for one block costs, in steps."""
+
+
+def least_cost(length: int, state: int, tape: int, limit: float) -> Plan | None:
+    """The plan of least cost whose states and tapes, but for one step's, take at most `limit` bytes; None: nothing need be
+    recomputed.
+
+    state, tape: bytes of a state, and of what the derivative of a step needs.
+    """
+    if length * tape <= limit + tape:
+        return None
+    return min(_within(length, state, tape, limit), key=lambda plan: cost(length, plan))
+
+
+def least_memory(length: int, state: int, tape: int, evaluations: float) -> Plan | None:
+    """The plan of least memory that computes every step at most `evaluations` times on average; None as above."""
+    low, high = 1, length
+    while low < high:
+        slots = (low + high) // 2
+        plan = least_cost(length, state, tape, slots * state)
+        if plan is None or evaluated(length, plan) <= evaluations * length:
+            high = slots
+        else:
+            low = slots + 1
+    return least_cost(length, state, tape, low * state)
+
+
+def evaluated(length: int, plan: Plan) -> int:
+    """How many times steps are computed, forward pass and differentiation together."""
+    count = length // plan.block
+    again = plan.block * (_binomial.advances(count, min(plan.slots, count)) + 1) + length % plan.block
+    return again + length * (1 + plan.recompute)
+
+
+def cost(length: int, plan: Plan) -> float:
+    return evaluated(length, plan) + CONTROL * (length // plan.block)
+
+
+def _within(length: int, state: int, tape: int, limit: float) -> Iterator[Plan]:
+    for recompute in (False, True):
+        each = state if recompute else tape
+        block = 1
+        while block <= length:
+            slots = int(limit - (block - 1) * each) // max(state, 1)
+            if slots < 1:
+                break
+            yield Plan(block, min(slots, length // block), recompute and block > 1)
+            block = max(block + 1, math.floor(block * 1.05))
