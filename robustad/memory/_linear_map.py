@@ -17,6 +17,8 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from robustad import _jaxpr
+
 Arrays = Sequence[Any]
 
 
@@ -98,8 +100,9 @@ class _Mapped:
         return self._over(self.of.apply, (list(self.axes), 0))(list(residuals), list(vectors))
 
     def avals(self, residuals: Arrays, vectors: Arrays) -> list[Any]:
-        function = self._over(functools.partial(apply, self.of), (list(self.axes), 0))
-        return jax.make_jaxpr(function)(list(residuals), list(vectors)).out_avals
+        residuals = [r if a is None else _jaxpr.first_of(r) for r, a in zip(residuals, self.axes, strict=True)]
+        results = self.of.avals(residuals, [_jaxpr.first_of(v) for v in vectors])
+        return [_jaxpr.stacked(r, self.size) for r in results]
 
     def adjoint(self) -> LinearMap:
         return dataclasses.replace(self, of=self.of.adjoint())
@@ -120,6 +123,9 @@ class _Mapped:
 
 
 def _batch(axis: Any, operands: Arrays, axes: Sequence[Any], *, map: LinearMap, residuals: int) -> Any:
+    if all(a is None for a in axes):
+        results = _map.bind(*operands, map=map, residuals=residuals)
+        return results, [None] * len(results)
     first = [x if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(operands, axes)]
     # A vector that is not mapped is spread out: the adjoint then sums over the batch.
     vectors = [
