@@ -33,7 +33,9 @@ def parse(name: str, value: Any) -> int:
                 f'`{name}` must be a number of bytes or a string such as "2GiB" or "500MB"; got {value!r}. Units: '
                 f"{', '.join(u for u in _UNITS if u)}."
             )
-    elif isinstance(value, bool | complex) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+    elif (
+        isinstance(value, bool | complex) or not isinstance(value, int | float | np.number) or not math.isfinite(value)
+    ):
         raise TypeError(f'`{name}` must be a number of bytes or a string such as "2GiB"; got {value!r}.')
     else:
         number = value

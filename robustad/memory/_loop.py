@@ -57,7 +57,9 @@ class Loop:
         n, rest = list(operands[: self.dynamic]), list(operands[self.dynamic :])
         return n, rest[: self.consts], rest[self.consts : self.consts + self.carry], rest[self.consts + self.carry :]
 
-    def __call__(self, consts: Sequence[Any], carry: Sequence[Any], x: Sequence[Any]) -> tuple[list[Array], list[Array]]:
+    def __call__(
+        self, consts: Sequence[Any], carry: Sequence[Any], x: Sequence[Any]
+    ) -> tuple[list[Array], list[Array]]:
         """One step."""
         out = jaxpr_as_fun(self.step)(*consts, *carry, *x)
         return list(out[: self.carry]), list(out[self.carry :])

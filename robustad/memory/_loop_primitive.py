@@ -33,8 +33,6 @@ def run(loop: Loop, operands: Arrays) -> list[Array]:
     return _loop.bind(*operands, loop=loop, storing=False)
 
 
-
-
 def _run(loop: Loop, storing: bool, operands: Arrays) -> list[Array]:
     if not storing:
         return loop.run(operands)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from robustad.memory import _binomial
 from robustad.memory._loop import Plan
 
-CONTROL = 0.5
+CONTROL = 0.1
 """What choosing, storing and restoring for one block costs, in steps."""
 
 

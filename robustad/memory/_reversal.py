@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
 from robustad.memory import _binomial
-from robustad.memory._loop import Active, Loop, pick, put
+from robustad.memory._loop import Active, Loop, pick
+from robustad.memory._pull import pull
 
 
 class Stack(NamedTuple):
@@ -54,26 +54,30 @@ def new_stack(carry: Sequence[Array], slots: int) -> Stack:
 
 
 class Blocks(NamedTuple):
-    """Steps in blocks: `head` steps, fewer than `size`, then `count` blocks of `size` steps."""
+    """`count` blocks of `size` steps each, the first of which begins with step `first`."""
 
-    head: int
+    first: int
     size: int
     count: Any
 
+    def at(self, block: Any) -> Any:
+        """The first step of a block."""
+        return self.first + block * self.size
 
-def blocks(loop: Loop, n: Sequence[Array]) -> Blocks:
+
+def _blocks(loop: Loop, n: Sequence[Array]) -> tuple[Blocks, Blocks]:
+    """The steps before the first whole block, one by one, and the blocks."""
     if loop.dynamic:
-        return Blocks(0, 1, n[0])
-    return Blocks(loop.length % loop.plan.block, loop.plan.block, loop.length // loop.plan.block)
+        return Blocks(0, 1, 0), Blocks(0, 1, n[0])
+    size = loop.plan.block
+    head = loop.length % size
+    return Blocks(0, 1, head), Blocks(head, size, loop.length // size)
 
 
-def _steps(loop: Loop, consts: Any, carry: Any, xs: Any, size: int, recompute: bool = False) -> tuple[Any, Any]:
-    """`size` steps on their own xs."""
-    step = jax.checkpoint(loop.__call__) if recompute else loop
-    if size == 1:
-        carry, ys = step(consts, carry, [x[0] for x in xs])
-        return carry, [y[None] for y in ys]
-    return lax.scan(lambda c, x: step(consts, c, x), carry, xs, length=size, unroll=min(loop.unroll, size))
+def _table(loop: Loop, blocks: Blocks) -> Any:
+    slots, most = loop.plan.slots, loop.length if loop.dynamic else blocks.count
+    # Of a number of steps known beforehand no part needs more repetitions than the whole.
+    return _binomial.bounds(most, slots, _binomial.repetitions(most, min(2, slots) if loop.dynamic else slots))
 
 
 def _slice(arrays: Sequence[Array], start: Any, size: int) -> list[Array]:
@@ -84,61 +88,57 @@ def _write(arrays: Sequence[Array], chunks: Sequence[Array], start: Any) -> list
     return [lax.dynamic_update_slice_in_dim(a, c, start, 0) for a, c in zip(arrays, chunks)]
 
 
-def _advance(loop: Loop, shape: Blocks, consts: Any, xs: Any, carry: Any, start: Any, stop: Any) -> Any:
+def _steps(loop: Loop, consts: Any, carry: Any, xs: Sequence[Array], size: int) -> tuple[list[Array], list[Array]]:
+    """`size` steps on their own xs."""
+    if size == 1:
+        carry, ys = loop(consts, carry, [x[0] for x in xs])
+        return carry, [y[None] for y in ys]
+    return lax.scan(lambda c, x: loop(consts, c, x), carry, xs, length=size, unroll=min(loop.unroll, size))
+
+
+def _advance(loop: Loop, blocks: Blocks, consts: Any, xs: Any, carry: Any, start: Any, stop: Any) -> Any:
     """The carry after the blocks from `start` up to `stop`."""
 
     def one(block: Array, carry: Any) -> Any:
-        chunk = _slice(xs, shape.head + block * shape.size, shape.size)
-        if shape.size == 1:
-            return loop(consts, carry, [x[0] for x in chunk])[0]
-        after, _ = lax.scan(
-            lambda c, x: (loop(consts, c, x)[0], None), carry, chunk, length=shape.size, unroll=loop.unroll
-        )
-        return after
+        return _steps(loop, consts, carry, _slice(xs, blocks.at(block), blocks.size), blocks.size)[0]
 
     return lax.fori_loop(start, stop, one, carry)
-
-
-def _table(loop: Loop) -> Any:
-    slots, most = loop.plan.slots, loop.length // loop.plan.block
-    # Of a number of steps known beforehand no part needs more repetitions than the whole.
-    return _binomial.bounds(most, slots, _binomial.repetitions(most, min(2, slots) if loop.dynamic else slots))
 
 
 def run_storing(loop: Loop, operands: Sequence[Array]) -> tuple[list[Array], list[Array], Stack]:
     """Every step: the carry at the end, the ys, and the stored states."""
     n, consts, carry, xs = loop.split(operands)
-    shape = blocks(loop, n)
+    head, blocks = _blocks(loop, n)
     ys = [_jaxpr.blank(aval, loop.length) for aval in loop.step.out_avals[loop.carry :]]
-    if shape.head:
-        carry, chunk = _steps(loop, consts, carry, [x[: shape.head] for x in xs], shape.head)
+    if head.count:
+        carry, chunk = _steps(loop, consts, carry, [x[: head.count] for x in xs], head.count)
         ys = _write(ys, chunk, 0)
     stack = new_stack(carry, loop.plan.slots)
-    table = _table(loop)
+    table = _table(loop, blocks)
 
     def advance(start: Any, stop: Any, carry: Any, ys: Any) -> tuple[Any, Any]:
         def one(block: Array, state: Any) -> Any:
             carry, ys = state
-            at = shape.head + block * shape.size
-            carry, chunk = _steps(loop, consts, carry, _slice(xs, at, shape.size), shape.size)
+            at = blocks.at(block)
+            carry, chunk = _steps(loop, consts, carry, _slice(xs, at, blocks.size), blocks.size)
             return carry, _write(ys, chunk, at)
 
         return lax.fori_loop(start, stop, one, (carry, ys))
 
     def store(state: Any) -> Any:
         carry, ys, at, stack = state
-        then = at + _binomial.traced_split(table, shape.count - at, loop.plan.slots - stack.top)
+        then = at + _binomial.traced_split(table, blocks.count - at, loop.plan.slots - stack.top)
         carry, ys = advance(at, then, carry, ys)
         return carry, ys, then, stack.push(carry, then)
 
     def more(state: Any) -> Array:
         _, _, at, stack = state
-        return (stack.top < loop.plan.slots - 1) & (at < shape.count - 1)
+        return (stack.top < loop.plan.slots - 1) & (at < blocks.count - 1)
 
     at: Any = jnp.int32(0)
     if loop.plan.slots > 1:
         carry, ys, at, stack = lax.while_loop(more, store, (carry, ys, at, stack))
-    carry, ys = advance(at, shape.count, carry, ys)
+    carry, ys = advance(at, blocks.count, carry, ys)
     return carry, ys, stack
 
 
@@ -147,48 +147,56 @@ def reverse(
 ) -> list[Array]:
     """The cotangents of the active constants, initial carry and xs, of those of the active final carry and ys."""
     n, consts, init, xs = loop.split(operands)
-    shape = blocks(loop, n)
-    table = _table(loop)
+    head, blocks = _blocks(loop, n)
     carried = sum(active.carry)
-    ct_carry, ct_ys = list(cotangents[:carried]), list(cotangents[carried:])
-    ct_consts = [_jaxpr.zeros_of_tangent(c) for c in pick(consts, active.consts)]
-    ct_xs = [_jaxpr.zeros_of_tangent(x) for x in pick(xs, active.xs)]
+    ct_ys = list(cotangents[carried:])
+    sums = Sums(
+        [_jaxpr.zeros_of_tangent(c) for c in pick(consts, active.consts)],
+        list(cotangents[:carried]),
+        [_jaxpr.zeros_of_tangent(x) for x in pick(xs, active.xs)],
+    )
+    given = loop, active, consts, xs, ct_ys
+    stack, sums = _reverse_blocks(*given, blocks, stack, sums)
+    if head.count:
+        stack = stack._replace(top=jnp.int32(-1)).push(init, 0)
+        _, sums = _reverse_blocks(*given, head, stack, sums)
+    return [*sums.consts, *sums.carry, *sums.xs]
 
-    def pull(carry: Any, at: Any, size: int, sums: Any) -> Any:
-        """The cotangents before `size` steps, of those after; `carry` is the state before them."""
-        ct_carry, ct_consts, ct_xs = sums
-        chunk = _slice(xs, at, size)
 
-        def steps(c: Any, a: Any, x: Any) -> Any:
-            full = put(consts, active.consts, c), put(carry, active.carry, a), put(chunk, active.xs, x)
-            after, ys = _steps(loop, *full, size, loop.plan.recompute)
-            return pick(after, active.carry), pick(ys, active.ys)
+class Sums(NamedTuple):
+    """Cotangents on the way: of the constants and xs so far, of the carry at the present step."""
 
-        _, back = jax.vjp(steps, pick(consts, active.consts), pick(carry, active.carry), pick(chunk, active.xs))
-        to_consts, ct_carry, to_xs = back((ct_carry, _slice(ct_ys, at, size)))
-        return ct_carry, [s + c for s, c in zip(ct_consts, to_consts)], _write(ct_xs, to_xs, at)
+    consts: list[Array]
+    carry: list[Array]
+    xs: list[Array]
+
+
+def _reverse_blocks(
+    loop: Loop, active: Active, consts: Any, xs: Any, ct_ys: Any, blocks: Blocks, stack: Stack, sums: Sums
+) -> tuple[Stack, Sums]:
+    table = _table(loop, blocks)
+    slots = loop.plan.slots
 
     def store(state: Any) -> Any:
         carry, at, block, stack = state
-        then = at + _binomial.traced_split(table, block + 1 - at, loop.plan.slots - stack.top)
-        carry = _advance(loop, shape, consts, xs, carry, at, then)
+        then = at + _binomial.traced_split(table, block + 1 - at, slots - stack.top)
+        carry = _advance(loop, blocks, consts, xs, carry, at, then)
         return carry, then, block, stack.push(carry, then)
 
     def more(state: Any) -> Array:
         _, at, block, stack = state
-        return (stack.top < loop.plan.slots - 1) & (at < block)
+        return (stack.top < slots - 1) & (at < block)
 
     def one(back: Array, state: Any) -> Any:
         stack, sums = state
-        block = shape.count - 1 - back
+        block = blocks.count - 1 - back
         carry, at = stack.last()
-        if loop.plan.slots > 1:
+        if slots > 1:
             carry, at, _, stack = lax.while_loop(more, store, (carry, at, block, stack))
-        carry = _advance(loop, shape, consts, xs, carry, at, block)
-        return stack.pop_if(block), pull(carry, shape.head + block * shape.size, shape.size, sums)
+        carry = _advance(loop, blocks, consts, xs, carry, at, block)
+        start = blocks.at(block)
+        chunks = _slice(xs, start, blocks.size), _slice(ct_ys, start, blocks.size)
+        ct_consts, ct_carry, ct_chunk = pull(loop, active, blocks.size, consts, carry, *chunks, sums.consts, sums.carry)
+        return stack.pop_if(block), Sums(ct_consts, ct_carry, _write(sums.xs, ct_chunk, start))
 
-    _, sums = lax.fori_loop(0, shape.count, one, (stack, (ct_carry, ct_consts, ct_xs)))
-    if shape.head:
-        sums = pull(init, 0, shape.head, sums)
-    ct_carry, ct_consts, ct_xs = sums
-    return [*ct_consts, *ct_carry, *ct_xs]
+    return lax.fori_loop(0, blocks.count, one, (stack, sums))

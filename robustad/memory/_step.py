@@ -15,9 +15,7 @@ from robustad import _jaxpr
 from robustad.memory import _byte_count
 
 
-def trace_step(
-    name: str, body: Callable[..., Any], init: Any, x: Any
-) -> tuple[Any, list[Any], list[Any], Any]:
+def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[Any, list[Any], list[Any], Any]:
     """The program of one step of `body(carry, x) -> (carry, y)`.
 
     Args:
@@ -115,7 +113,9 @@ def _refuse_other_types(name: str, init: Any, leaves: Sequence[Any], avals: Sequ
     ]
     if differing:
         raise TypeError(
-            f"The body of `{name}` must return a carry of the shapes and dtypes that it takes. " + "; ".join(differing) + ". "
+            f"The body of `{name}` must return a carry of the shapes and dtypes that it takes. "
+            + "; ".join(differing)
+            + ". "
             "Most likely: convert the initial value, or the result (`.astype(carry.dtype)`), so that they agree."
         )
 
