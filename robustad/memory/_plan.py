@@ -42,6 +42,15 @@ def least_memory(length: int, state: int, tape: int, evaluations: float) -> Plan
     return least_cost(length, state, tape, low * state)
 
 
+def least_slots(length: int, evaluations: float) -> int:
+    """The least number of states with which every step is computed at most `evaluations` times on average, in blocks of one."""
+    low, high = 1, length
+    while low < high:
+        slots = (low + high) // 2
+        low, high = (low, slots) if evaluated(length, Plan(1, slots)) <= evaluations * length else (slots + 1, high)
+    return low
+
+
 def evaluated(length: int, plan: Plan) -> int:
     """How many times steps are computed, forward pass and differentiation together."""
     count = length // plan.block

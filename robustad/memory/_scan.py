@@ -18,7 +18,7 @@ from robustad.memory._loop import Loop, Plan
 _Carry = TypeVar("_Carry")
 _NAME = "checkpointed_scan"
 
-EVALUATIONS = 3.0
+EVALUATIONS = 3.5
 """How often a step is computed on average where neither `checkpoints` nor `budget` is given."""
 
 
@@ -37,20 +37,14 @@ def checkpointed_scan(
     xs = _step.as_arrays(_NAME, "xs", xs)
     length = _length(xs, length)
     unroll = positive_integer("unroll", int(unroll) if unroll is not False else 1)
-    if checkpoints is not None and budget is not None:
-        raise ValueError(
-            f"`checkpoints` and `budget` are two ways to say the same: give one; got {checkpoints!r} and {budget!r}."
-        )
-    if checkpoints is not None:
-        checkpoints = positive_integer("checkpoints", checkpoints)
-    limit = None if budget is None else _byte_count.parse("budget", budget)
     leaves, tree = jax.tree.flatten(carry)
     x = jax.tree.map(lambda a: _jaxpr.first_of(jax.typeof(a)), xs)
     step, consts, leaves, y_tree = _step.trace_step(_NAME, body, jax.tree.unflatten(tree, leaves), x)
     x_leaves = jax.tree.leaves(xs)
     if reverse:
         x_leaves = [jnp.flip(a, 0) for a in x_leaves]
-    plan = _choose(step, len(consts), leaves, length, checkpoints, limit)
+    state, limit = limit_of(_NAME, leaves, checkpoints, budget)
+    plan = _choose(step, len(consts), length, state, limit)
     if plan is None:
 
         def plain(c: Any, x: Any) -> Any:
@@ -67,22 +61,34 @@ def checkpointed_scan(
     return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(y_tree, ys)
 
 
-def _choose(
-    step: Any, consts: int, carry: list[Any], length: int, checkpoints: int | None, limit: int | None
-) -> Plan | None:
-    """The plan; None where nothing need be recomputed."""
+def limit_of(
+    name: str, carry: list[Any], checkpoints: int | None, budget: int | str | None
+) -> tuple[int, int | None]:
+    """The bytes of a state, and those that stored states may take, None where the caller does not say."""
     state = _byte_count.of(map(jax.typeof, carry))
-    if limit is not None and limit < state:
+    if checkpoints is not None and budget is not None:
         raise ValueError(
-            f"`budget` must hold at least one state of the loop, {_byte_count.text(state)}; got {_byte_count.text(limit)}. "
-            "A smaller state is the only remedy: what does not change from step to step can be closed over."
+            f"`checkpoints` and `budget` of `{name}` say the same in two ways: give one of them; got {checkpoints!r} and "
+            f"{budget!r}."
         )
+    if checkpoints is not None:
+        return max(state, 1), positive_integer("checkpoints", checkpoints) * max(state, 1)
+    if budget is None:
+        return max(state, 1), None
+    limit = _byte_count.parse("budget", budget)
+    if limit < state:
+        raise ValueError(
+            f"`budget` of `{name}` must hold at least one state of the loop, {_byte_count.text(state)}; got "
+            f"{_byte_count.text(limit)}. A smaller state is the only remedy: what no step changes can be closed over."
+        )
+    return max(state, 1), limit
+
+
+def _choose(step: Any, consts: int, length: int, state: int, limit: int | None) -> Plan | None:
+    """The plan; None where nothing need be recomputed."""
     if length == 0:
         return None
     tape = max(_step.tape(step, consts), 1)
-    state = max(state, 1)
-    if checkpoints is not None:
-        limit = checkpoints * state
     if limit is not None:
         return _plan.least_cost(length, state, tape, limit)
     return _plan.least_memory(length, state, tape, EVALUATIONS)

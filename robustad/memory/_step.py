@@ -39,7 +39,7 @@ def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[
 
     while True:
         closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*(jax.typeof(c) for c in leaves), *x_leaves)
-        _refuse_effects(name, closed.effects)
+        refuse_effects(name, closed.effects)
         after, y_tree = jax.tree.structure(shapes[0]), jax.tree.structure(shapes[1])
         if after != tree:
             raise TypeError(
@@ -95,7 +95,7 @@ def _promoted(x: Any, aval: Any) -> Any:
     return x
 
 
-def _refuse_effects(name: str, effects: Any) -> None:
+def refuse_effects(name: str, effects: Any) -> None:
     if effects:
         raise ValueError(
             f"The body of `{name}` has effects: {', '.join(sorted(map(str, effects)))}. Its steps are computed more than once in "
