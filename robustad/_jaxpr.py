@@ -85,6 +85,11 @@ def as_weak(x: Any, aval: Any) -> Any:
     return x
 
 
+def run(closed: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    """The outputs of a closed jaxpr with other values of its constants."""
+    return jax.core.eval_jaxpr(getattr(closed, "jaxpr", closed), list(consts), *operands)
+
+
 def literal_value(atom: Any) -> Any:
     """What JAX itself would compute with for an atom that is a literal; None for a variable."""
     return atom.val if isinstance(atom, Literal) else None
@@ -449,6 +454,11 @@ def backward_rules(program: Body) -> Iterator[tuple[Location | None, Body]]:
 # ------------------------------------------------------------------------------------------------- types of arrays
 
 
+def int32(*shape: int) -> Any:
+    """The type of an array of 32-bit integers."""
+    return jax.core.ShapedArray(shape, jnp.dtype("int32"))
+
+
 def strong(aval: Any) -> Any:
     """The type without weakness."""
     return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
@@ -469,13 +479,11 @@ def zeros_of_tangent(x: Any) -> Array:
     return ad.instantiate_zeros(ad.Zero(jax.typeof(x).to_tangent_aval()))
 
 
-def blank(aval: Any, n: int) -> Array:
-    """n arrays of a type, stacked, to be written over."""
+def zeros(aval: Any) -> Array:
+    """An array of zeros of a type, or of keys of zeros."""
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        one = lax_internal.full(aval.shape, 0, aval.dtype)
-    else:
-        one = ad.instantiate_zeros(ad.Zero(strong(aval)))
-    return jnp.broadcast_to(one, (n, *aval.shape))
+        return lax_internal.full(aval.shape, 0, aval.dtype)
+    return ad.instantiate_zeros(ad.Zero(strong(aval)))
 
 
 # ---------------------------------------------------------------------------------------------------- mesh axes

@@ -1,5 +1,6 @@
 """Memory: reverse mode that fits."""
 
+from robustad.memory._accumulate import accumulate_gradients as accumulate_gradients
 from robustad.memory._scan import checkpointed_scan as checkpointed_scan
 from robustad.memory._schedule import Action as Action
 from robustad.memory._schedule import Schedule as Schedule

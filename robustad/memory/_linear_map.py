@@ -1,7 +1,7 @@
 """A linear map with a declared adjoint, as a primitive: forward and reverse mode of every order, `vmap`, `jit`.
 
-`jax.custom_vjp` has no forward mode, and `jax.custom_jvp` takes the transpose of the tangent's program as it stands. Here the
-transpose is another map, which may compute in its own way, and is itself a map of this kind.
+`jax.custom_vjp` has no forward mode, and `jax.custom_jvp` takes the transpose of the tangent's program as it stands.
+Here the transpose is another map, which may compute in its own way, and is itself a map of this kind.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def active(loop: Loop, marked: Sequence[bool]) -> Active:
 
 
 def tangent_loop(loop: Loop, active: Active) -> Loop:
-    """The loop that carries tangents beside values: every group of operands and results is followed by its active tangents."""
+    """The loop that carries tangents beside values: after every group of operands and results come its tangents."""
 
     def step(*operands: Any) -> list[Any]:
         left = list(operands)

@@ -1,9 +1,9 @@
 r"""A loop as a primitive, with its derivatives of every order.
 
-Let F map (constants, initial carry, xs) to (final carry, ys). Its tangent map D F(p) and the adjoint of that, which reverses the
-loop from stored states, are linear maps that declare each other. The derivative of the adjoint in its residuals is, for
-cotangents c, the Hessian of ⟨c, F⟩: symmetric, so it is its own adjoint, and equal to the reversal of the loop that
-carries tangents beside values. So every order in every mode ends in reversals of loops of the same kind.
+Let F map (constants, initial carry, xs) to (final carry, ys). Its tangent map D F(p) and the adjoint of that, which
+reverses the loop from stored states, are linear maps that declare each other. The derivative of the adjoint in its
+residuals is, for cotangents c, the Hessian of ⟨c, F⟩: symmetric, so it is its own adjoint, and equal to the reversal
+of the loop that carries tangents beside values. So every order in every mode ends in reversals of loops of the same kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from robustad import _jaxpr
 from robustad.memory import _linear_map
 from robustad.memory._linear_map import Arrays, LinearMap
 from robustad.memory._loop import Active, Loop, Mask, active, batched_loop, pick, put, spread, tangent_loop
-from robustad.memory._reversal import Stack, reverse, run_storing, stack_of
+from robustad.memory._reversal import reverse, run_storing, stack_of
 
 _loop = Primitive("checkpointed_loop")
 _loop.multiple_results = True
@@ -52,7 +52,7 @@ def _abstract(*avals: Any, loop: Loop, storing: bool) -> list[Any]:
     if not storing:
         return [*carry, *ys]
     slots = loop.plan.slots
-    integers = [jax.core.ShapedArray(shape, jnp.dtype("int32")) for shape in ((slots,), (slots,), ())]
+    integers = [_jaxpr.int32(*shape) for shape in ((slots,), (slots,), ())]
     return [*carry, *ys, *(_jaxpr.stacked(c, slots) for c in carry), *integers]
 
 

@@ -1,9 +1,9 @@
 """Which blocks, and how many stored states, reverse a loop at the least cost within a limit of memory.
 
-A plan has s stored states before blocks of b steps, by the binomial schedule over the blocks, and differentiates a block as a
-whole, as the plain scan does, with a tape of what the derivatives of its steps need. b = 1 is the schedule of Griewank
-and Walther; s at least the number of blocks is a scan nested in a scan; where the tape of a step is smaller than a state, or little larger,
-blocks between them need fewer advances than either in the same memory.
+A plan has s stored states before blocks of b steps, by the binomial schedule over the blocks, and differentiates a
+block as a whole, as the plain scan does, with a tape of what the derivatives of its steps need. b = 1 is the
+schedule of Griewank and Walther; s at least the number of blocks is a scan nested in a scan; where the tape of a
+step is smaller than a state, or little larger, blocks between them need fewer advances than either in the same memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def least_memory(length: int, state: int, tape: int, evaluations: float) -> Plan
 
 
 def least_slots(length: int, evaluations: float) -> int:
-    """The least number of states with which every step is computed at most `evaluations` times on average, in blocks of one."""
+    """The least number of states with which a step is computed at most `evaluations` times on average, blocks being steps."""
     low, high = 1, length
     while low < high:
         slots = (low + high) // 2

@@ -28,8 +28,8 @@ def pull(
 ) -> tuple[Arrays, Arrays, Arrays]:
     """The cotangents of the constants, added to `ct_consts` step by step from the last, of the carry before, and of the xs.
 
-    `carry` is the state before the `size` steps. Forward, every step leaves what its derivative needs, or its state where the
-    plan says so; backward, that is used up.
+    `carry` is the state before the `size` steps. Forward, every step leaves what its derivative needs, or its state
+    where the plan says so; backward, that is used up.
     """
     if size == 1:
         back = vjp(loop, active, consts, carry, [x[0] for x in xs])

@@ -109,7 +109,7 @@ def run_storing(loop: Loop, operands: Sequence[Array]) -> tuple[list[Array], lis
     """Every step: the carry at the end, the ys, and the stored states."""
     n, consts, carry, xs = loop.split(operands)
     head, blocks = _blocks(loop, n)
-    ys = [_jaxpr.blank(aval, loop.length) for aval in loop.step.out_avals[loop.carry :]]
+    ys = [_jaxpr.zeros(_jaxpr.stacked(aval, loop.length)) for aval in loop.step.out_avals[loop.carry :]]
     if head.count:
         carry, chunk = _steps(loop, consts, carry, [x[: head.count] for x in xs], head.count)
         ys = _write(ys, chunk, 0)

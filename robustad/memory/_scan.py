@@ -33,6 +33,56 @@ def checkpointed_scan(
     checkpoints: int | None = None,
     budget: int | str | None = None,
 ) -> tuple[_Carry, Any]:
+    r"""`jax.lax.scan`, whose reverse mode stores few states and computes the others again.
+
+    Of n steps the plain scan's gradient keeps what the derivative of every step needs. Here the states before some steps
+    are stored, and the steps between them are computed again from there. Where to store is the binomial schedule of
+    Griewank and Walther, which needs the fewest steps of all (`revolve_schedule`), over single steps or over blocks
+    of steps that are differentiated as the plain scan would, whichever is cheaper in the same memory. With s states
+    every step is computed about r + 1 times, n \(pprox inom{s + r}{s}\): 100 000 steps with 85 states cost four
+    forward passes. The program does not
+    grow with n: its loops run over the schedule.
+
+    Values, and gradients in reverse mode, have the plain scan's bits where the compiler rounds a step the same way in
+    both: the order of all sums is the plain scan's. Forward mode, reverse mode and all their combinations, `vmap`, `jit`,
+    `shard_map`, closed-over values and random keys work as in `jax.lax.scan`; what is random is computed again identically.
+    Under `vmap` the limits hold for each example. A gradient of order k stores states with their tangents, up to 2^(k-1)
+    times as many bytes.
+
+    Args:
+        body: `(carry, x) -> (carry, y)`, on pytrees of arrays; its carry keeps structure, shapes and dtypes. No effects.
+        init: the initial carry, a pytree of arrays (real, complex, integer, boolean, typed random keys).
+        xs: a pytree of arrays with a leading axis of length n, or None.
+        length: n, where `xs` does not say it.
+        reverse: run from the last x to the first. `xs` and ys are copied once.
+        unroll: steps unrolled within a block.
+        checkpoints: states stored at a time, at least 1. More than are of use are not stored. Besides them the
+            gradient needs what the derivative of one step needs, and arrays of the size of its results.
+        budget: the same as bytes for stored states, an integer or a string such as "2GiB" (units kB, MB, GB, TB,
+            KiB, MiB, GiB, TiB), at least one state. With neither, as few states as compute a step 3.5 times on average.
+
+    Returns:
+        `(carry, ys)` as `jax.lax.scan` does.
+
+    Raises:
+        TypeError: the body returns no pair, or a carry of another structure, shape or dtype; a leaf is no array; an integer
+            is none.
+        ValueError: `checkpoints` is below 1; `budget` is below one state, or no size; both are given; lengths are missing or
+            disagree; the body has effects (printing, callbacks, writing to references), which would be repeated.
+
+    Source: A. Griewank, "Achieving logarithmic growth of temporal and spatial complexity in reverse automatic
+    differentiation", Optim. Methods Softw. 1 (1992) 35-54; A. Griewank, A. Walther, ACM Trans. Math. Softw. 26 (2000) 19-45.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from robustad.memory import checkpointed_scan
+    >>> def last(rate, scan, **limits):
+    ...     step = lambda x, _: (rate * x * (1 - x), None)
+    ...     return scan(step, 0.3, None, 1000, **limits)[0]
+    >>> gradient = jax.jit(jax.grad(lambda r: last(r, checkpointed_scan, checkpoints=10)))
+    >>> plain = jax.jit(jax.grad(lambda r: last(r, jax.lax.scan)))
+    >>> bool(gradient(2.5) == plain(2.5))
+    True
+    """
     carry = _step.as_arrays(_NAME, "init", init)
     xs = _step.as_arrays(_NAME, "xs", xs)
     length = _length(xs, length)
@@ -61,9 +111,7 @@ def checkpointed_scan(
     return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(y_tree, ys)
 
 
-def limit_of(
-    name: str, carry: list[Any], checkpoints: int | None, budget: int | str | None
-) -> tuple[int, int | None]:
+def limit_of(name: str, carry: list[Any], checkpoints: int | None, budget: int | str | None) -> tuple[int, int | None]:
     """The bytes of a state, and those that stored states may take, None where the caller does not say."""
     state = _byte_count.of(map(jax.typeof, carry))
     if checkpoints is not None and budget is not None:

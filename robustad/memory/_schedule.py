@@ -15,8 +15,8 @@ from robustad.memory._arguments import positive_integer
 class Action(NamedTuple):
     """One action of a schedule on a current state, which is the state before step `step`.
 
-    "store" writes it into `slot`; "restore" makes the state in `slot` the current one; "advance" computes the steps from `step`
-    up to, not including, `stop`; "reverse" differentiates step `step`, from the state before it.
+    "store" writes it into `slot`; "restore" makes the state in `slot` the current one; "advance" computes the steps
+    from `step` up to, not including, `stop`; "reverse" differentiates step `step`, from the state before it.
     """
 
     kind: Literal["store", "restore", "advance", "reverse"]
@@ -46,9 +46,9 @@ class Schedule:
 def revolve_schedule(n: int, s: int, *, costs: Sequence[float] | None = None) -> Schedule:
     r"""The schedule that reverses n steps with s stored states by the fewest advances.
 
-    For equal steps it is the binomial schedule: \(t(n, s) = r n - \binom{s + r}{s + 1}\) advances, where r is the least number with
-    \(n \le \binom{s + r}{s}\); no schedule has fewer. For steps of different costs it is found by dynamic programming over
-    all intervals, in O(n³ s) operations and O(n² s) memory.
+    For equal steps it is the binomial schedule: \(t(n, s) = r n - \binom{s + r}{s + 1}\) advances, where r is the least
+    number with \(n \le \binom{s + r}{s}\); no schedule has fewer. For steps of different costs it is found by
+    dynamic programming over all intervals, in O(n³ s) operations and O(n² s) memory.
 
     Args:
         n: the number of steps, at least 1.
@@ -63,12 +63,12 @@ def revolve_schedule(n: int, s: int, *, costs: Sequence[float] | None = None) ->
         TypeError: n or s is not an integer.
         ValueError: n or s is below 1, or there are not n finite costs from zero up.
 
-    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM Trans. Math. Softw. 26 (2000) 19-45; the programme for unequal
-    steps: A. Walther, "Program reversal schedules for single- and multi-processor machines" (1999).
+    Source: A. Griewank, A. Walther, "Algorithm 799: Revolve", ACM Trans. Math. Softw. 26 (2000) 19-45; for
+    unequal steps: A. Walther, "Program reversal schedules for single- and multi-processor machines" (1999).
 
     >>> schedule = revolve_schedule(4, 2)
     >>> schedule.advances
-    5
+    4
     >>> for action in schedule.actions[:6]:
     ...     print(action.kind, action.step, action.stop)
     store 0 None
@@ -77,8 +77,8 @@ def revolve_schedule(n: int, s: int, *, costs: Sequence[float] | None = None) ->
     advance 2 3
     reverse 3 None
     restore 2 None
-    >>> revolve_schedule(4, 2, costs=[1, 1, 1, 10]).cost
-    5.0
+    >>> revolve_schedule(4, 2, costs=[1, 1, 10, 1]).cost
+    13.0
     """
     n, s = positive_integer("n", n), positive_integer("s", s)
     if costs is None:

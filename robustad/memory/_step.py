@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.core
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +42,8 @@ def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[
         after, y_tree = jax.tree.structure(shapes[0]), jax.tree.structure(shapes[1])
         if after != tree:
             raise TypeError(
-                f"The body of `{name}` must return a carry of the structure that it takes; it takes {tree} and returns {after}."
+                f"The body of `{name}` must return a carry of the structure that it takes; it takes {tree} and returns "
+                f"{after}."
             )
         avals = closed.out_avals[: len(leaves)]
         promoted = [_promoted(c, aval) for c, aval in zip(leaves, avals)]
@@ -55,7 +55,7 @@ def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[
 
     def step(*operands: Any) -> list[Any]:
         given = [_jaxpr.as_weak(o, aval) for o, aval in zip(operands[len(consts) :], closed.in_avals, strict=True)]
-        out = jax.core.eval_jaxpr(closed.jaxpr, list(operands[: len(consts)]), *given)
+        out = _jaxpr.run(closed, operands[: len(consts)], given)
         return [_strong(o) for o in out]
 
     types = [*(jax.typeof(v) for v in (*consts, *leaves)), *x_leaves]
@@ -98,8 +98,8 @@ def _promoted(x: Any, aval: Any) -> Any:
 def refuse_effects(name: str, effects: Any) -> None:
     if effects:
         raise ValueError(
-            f"The body of `{name}` has effects: {', '.join(sorted(map(str, effects)))}. Its steps are computed more than once in "
-            "reverse mode, so they would be seen more than once. Take out of the body what prints, calls back or "
+            f"The body of `{name}` has effects: {', '.join(sorted(map(str, effects)))}. Its steps are computed more than "
+            "once in reverse mode, so they would be seen more than once. Take out of the body what prints, calls back or "
             "writes to a reference (return it as a y), or use `jax.lax.scan`."
         )
 

@@ -82,7 +82,7 @@ def _evaluate(*operands: Array, loop: While, storing: bool) -> list[Array]:
 def _abstract(*avals: Any, loop: While, storing: bool) -> list[Any]:
     _, _, carry = loop.split(avals)
     slots = loop.loop.plan.slots
-    step, *integers = (jax.core.ShapedArray(shape, jnp.dtype("int32")) for shape in ((), (slots,), (slots,), ()))
+    step, *integers = (_jaxpr.int32(*shape) for shape in ((), (slots,), (slots,), ()))
     stored = [*(_jaxpr.stacked(c, slots) for c in carry), *integers] if storing else []
     return [*carry, step, step, *stored]
 
@@ -113,7 +113,7 @@ def _jvp(operands: Sequence[Any], steps: Sequence[Any], *, loop: While, storing:
 
 
 def _counted(loop: Loop) -> Loop:
-    """The loop with its index in front of its carry, and its own number of steps and initial carry in front of its constants.
+    """The loop with its index before its carry, and its own number of steps and initial carry before its constants.
 
     From that number on it keeps its carry. The step is then computed at the initial carry, where it is not thrown away alone
     but has been made, so that no infinite derivative meets the zero cotangent.
@@ -127,7 +127,7 @@ def _counted(loop: Loop) -> Loop:
         return [index + 1, *(jnp.where(going, new, c) for new, c in zip(after, carry))]
 
     consts, carry = loop.step.in_avals[: loop.consts], loop.step.in_avals[loop.consts :]
-    number = jax.core.ShapedArray((), jnp.dtype("int32"))
+    number = _jaxpr.int32()
     return dataclasses.replace(
         loop,
         step=jax.make_jaxpr(step)(number, *carry, *consts, number, *carry),
