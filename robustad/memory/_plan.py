@@ -43,7 +43,7 @@ def least_memory(length: int, state: int, tape: int, evaluations: float) -> Plan
 
 
 def least_slots(length: int, evaluations: float) -> int:
-    """The least number of states with which a step is computed at most `evaluations` times on average, blocks being steps."""
+    """The least number of states with which a step is computed at most `evaluations` times on average, in blocks of one."""
     low, high = 1, length
     while low < high:
         slots = (low + high) // 2

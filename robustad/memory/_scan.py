@@ -88,6 +88,8 @@ def checkpointed_scan(
     length = _length(xs, length)
     unroll = positive_integer("unroll", int(unroll) if unroll is not False else 1)
     leaves, tree = jax.tree.flatten(carry)
+    if length == 0:
+        return lax.scan(body, init, xs, length=0)
     x = jax.tree.map(lambda a: _jaxpr.first_of(jax.typeof(a)), xs)
     step, consts, leaves, y_tree = _step.trace_step(_NAME, body, jax.tree.unflatten(tree, leaves), x)
     x_leaves = jax.tree.leaves(xs)
@@ -134,8 +136,6 @@ def limit_of(name: str, carry: list[Any], checkpoints: int | None, budget: int |
 
 def _choose(step: Any, consts: int, length: int, state: int, limit: int | None) -> Plan | None:
     """The plan; None where nothing need be recomputed."""
-    if length == 0:
-        return None
     tape = max(_step.tape(step, consts), 1)
     if limit is not None:
         return _plan.least_cost(length, state, tape, limit)

@@ -90,8 +90,7 @@ def _promoted(x: Any, aval: Any) -> Any:
     """A weakly typed initial value in the dtype that the body returns, as `jax.lax.scan` has it."""
     own = jax.typeof(x)
     if getattr(own, "weak_type", False) and own.dtype != aval.dtype:
-        promoted = jnp.promote_types(own.dtype, aval.dtype) if not aval.weak_type else aval.dtype
-        return jax.lax.convert_element_type(x, promoted)
+        return jax.lax.convert_element_type(x, jnp.result_type(x, aval.dtype))
     return x
 
 
