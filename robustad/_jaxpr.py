@@ -212,12 +212,27 @@ _CALLS = {  # primitive: the parameter that holds its body
 }
 
 
+_OWN = frozenset({"checkpointed_loop", "checkpointed_while", "linear_map"})
+"""Primitives of `memory`, whose programs are traced on demand."""
+
+
+@functools.lru_cache(maxsize=256)
+def _program(primitive: Primitive, params: tuple[tuple[str, Any], ...], avals: tuple[Any, ...]) -> Body | None:
+    try:
+        return body(jax.make_jaxpr(lambda *operands: primitive.impl(*operands, **dict(params)))(*avals))
+    except NameError:  # of a mesh axis that is not there when the program is looked at
+        return None
+
+
 def control(eqn: Equation) -> Control | None:
     """The control flow that an equation stands for; None for a plain primitive."""
     params, name = eqn.params, eqn.primitive.name
     if name in _CALLS:
         held = params.get(_CALLS[name], params.get("jaxpr", params.get("call_jaxpr")))
         return None if held is None else Call(body(held))
+    if name in _OWN:
+        program = _program(eqn.primitive, tuple(params.items()), tuple(map(aval, eqn.invars)))
+        return None if program is None else Call(program)
     if name in ("remat2", "checkpoint", "remat"):
         return Call(body(params["jaxpr"]), barrier=bool(params.get("differentiated") and params.get("prevent_cse")))
     if name == "custom_linear_solve":
@@ -302,6 +317,11 @@ def context(eqn: Equation) -> int:
 def has_effects(eqn: Equation) -> bool:
     """Whether an equation does something that can be seen from outside: callbacks, printing, mutable arrays."""
     return bool(eqn.effects)
+
+
+def visible(effects: Any) -> list[Any]:
+    """The effects that can be seen from outside: all but the use of a mesh axis."""
+    return [effect for effect in effects if type(effect).__name__ != "NamedAxisEffect"]
 
 
 def is_differentiable(eqn: Equation) -> bool:

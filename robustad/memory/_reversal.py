@@ -37,7 +37,7 @@ class Stack(NamedTuple):
         return carry, self.positions[self.top]
 
     def pop_if(self, position: Array) -> Stack:
-        return self._replace(top=self.top - (self.positions[self.top] == position))
+        return self._replace(top=jnp.where(self.positions[self.top] == position, self.top - 1, self.top))
 
     def leaves(self) -> list[Array]:
         return [*self.buffers, self.positions, self.slots, self.top]

@@ -95,6 +95,7 @@ def _promoted(x: Any, aval: Any) -> Any:
 
 
 def refuse_effects(name: str, effects: Any) -> None:
+    effects = _jaxpr.visible(effects)
     if effects:
         raise ValueError(
             f"The body of `{name}` has effects: {', '.join(sorted(map(str, effects)))}. Its steps are computed more than "

@@ -187,7 +187,7 @@ def _batch_differing(
         own, steps, carry = rest[: len(consts)], rest[len(consts)], rest[len(consts) + 1 :]
         going = holds(*first, *carry)
         after = each(*own, *(_where(going, c, s) for c, s in zip(carry, safe)))
-        return [steps + going, *(_where(going, new, c) for new, c in zip(after, carry))]
+        return [jnp.where(going, steps + 1, steps), *(_where(going, new, c) for new, c in zip(after, carry))]
 
     fixed = [*cond_consts, *map(_no_tangent, init)]
     carry = [jnp.zeros(axis.size, jnp.int32), *init]
