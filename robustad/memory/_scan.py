@@ -18,7 +18,7 @@ from robustad.memory._loop import Loop, Plan
 _Carry = TypeVar("_Carry")
 _NAME = "checkpointed_scan"
 
-EVALUATIONS = 3.5
+EVALUATIONS = 4.0
 """How often a step is computed on average where neither `checkpoints` nor `budget` is given."""
 
 
@@ -59,7 +59,7 @@ def checkpointed_scan(
         checkpoints: states stored at a time, at least 1. More than are of use are not stored. Besides them the
             gradient needs what the derivative of one step needs, and arrays of the size of its results.
         budget: the same as bytes for stored states, an integer or a string such as "2GiB" (units kB, MB, GB, TB,
-            KiB, MiB, GiB, TiB), at least one state. With neither, as few states as compute a step 3.5 times on average.
+            KiB, MiB, GiB, TiB), at least one state. With neither, as few states as cost four computations of each step.
 
     Returns:
         `(carry, ys)` as `jax.lax.scan` does.

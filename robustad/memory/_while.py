@@ -45,7 +45,7 @@ def checkpointed_while(
             result to know.
         checkpoints: states stored at a time, at least 1, the initial one among them.
         budget: the same as bytes, an integer or a string such as "2GiB". With neither, as few states as would
-            compute each of `max_steps` steps 3.5 times on average, were their number known.
+            compute each of `max_steps` steps four times on average, were their number known.
 
     Returns:
         The final carry.
