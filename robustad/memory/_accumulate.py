@@ -30,9 +30,8 @@ def accumulate_gradients(
     r"""`jax.value_and_grad(f, argnums, has_aux)` with the memory of a microbatch.
 
     The batch is cut along its leading axis into microbatches, the last of which may be smaller; values and gradients of
-    them are added up in a loop. With \(w_k\) the weight of microbatch k the result is \(\sum_k w_k f_k / \sum_k
-    w_k\) and its
-    gradient: of the whole batch, not the mean of the microbatches' means.
+    them are added up in a loop. With \(w_k\) the weight of microbatch k the result is
+    \(\sum_k w_k f_k / \sum_k w_k\) and its gradient: of the whole batch, not the mean of the microbatches' means.
 
     Args:
         f: a function of parameters and a batch that returns a scalar: the mean over its examples, or their sum (see
@@ -40,7 +39,7 @@ def accumulate_gradients(
         microbatch: examples per microbatch, at least 1; the whole batch where that is smaller.
         argnums: the positions of the arguments to differentiate, pytrees. All other positional arguments are the
             batch: pytrees of arrays with one leading axis of examples (random keys: one for each example). Close
-                over anything else.
+            over anything else.
         has_aux: whether f returns a pair.
         reduction: "mean" or "sum", what f does over its examples.
         weight: for a mean, `weight(*batch)` is what f divides by: for a mean over tokens, the number of tokens

@@ -1,8 +1,8 @@
 r"""The optimum of binomial checkpointing (Griewank 1992; Griewank and Walther 2000).
 
 With s stored states, the one before the first step among them, and no step advanced more than r times,
-\(\beta(s, r) = \binom{s + r}{s}\) steps can be reversed. To reverse n steps, \(\beta(s, r - 1) < n \le \beta(s,
-r)\), takes at least \(t(n, s) = r n - \beta(s + 1, r - 1)\) advances.
+\(\beta(s, r) = \binom{s + r}{s}\) steps can be reversed. To reverse n steps takes at least
+\(t(n, s) = r n - \beta(s + 1, r - 1)\) advances, where \(\beta(s, r - 1) < n \le \beta(s, r)\).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every state is stored as it comes. Where no slot is free it takes the place of the latest stored state that is
 dispensable, that is, of lower level than a later one; where none is, of the latest stored state, and its level is
-one higher. At any time the stored states allow a reversal with the least possible number of repetitions of the most
-repeated step.
+one higher. By their result the stored states then allow, at any time, a reversal with the least possible number of
+repetitions of the most repeated step.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from robustad.memory import _binomial
 from robustad.memory._loop import Plan
 
 BLOCK, TAPE, RECOMPUTE = 0.15, 0.07, 0.4
-"""What blocks of more than one step cost besides computing steps, in steps, for each step of the loop: at all, for each state's
-size of tape written and read, and where states take the place of the tape. Fitted to recurrent, ODE and wave steps
-on CPU.
+"""What blocks of more than one step cost besides computing steps, in steps, for each step of the loop: at all, for each
+state's size of tape that is written and read, and where states take the place of the tape.
+
+Fitted to recurrent, ODE and wave steps on CPU.
 """
 
 

@@ -37,11 +37,11 @@ def checkpointed_scan(
 
     Of n steps the plain scan's gradient keeps what the derivative of every step needs. Here the states before some steps
     are stored, and the steps between them are computed again from there. Where to store is the binomial schedule of
-    Griewank and Walther, which needs the fewest steps of all (`revolve_schedule`), over single steps or over blocks
-    of steps that are differentiated as the plain scan would, whichever is cheaper in the same memory. With s states
-    every step is computed about r + 1 times, n \(pprox inom{s + r}{s}\): 100 000 steps with 85 states cost four
-    forward passes. The program does not
-    grow with n: its loops run over the schedule.
+    Griewank and Walther, which needs the fewest steps of all (`revolve_schedule`), over single steps or over blocks of
+    steps that are differentiated as the plain scan would, whichever costs less in the same memory. With s states and
+    \(n \le \binom{s + r}{s}\) a step is computed r + 1 times at most: 83 states reverse 100 000 steps with each computed
+    at most four times. The program does not grow with n: its loops run over the schedule. Call it under `jax.jit`;
+    without, every call is compiled anew.
 
     Values, and gradients in reverse mode, have the plain scan's bits where the compiler rounds a step the same way in
     both: the order of all sums is the plain scan's. Forward mode, reverse mode and all their combinations, `vmap`, `jit`,

@@ -47,8 +47,8 @@ def revolve_schedule(n: int, s: int, *, costs: Sequence[float] | None = None) ->
     r"""The schedule that reverses n steps with s stored states by the fewest advances.
 
     For equal steps it is the binomial schedule: \(t(n, s) = r n - \binom{s + r}{s + 1}\) advances, where r is the least
-    number with \(n \le \binom{s + r}{s}\); no schedule has fewer. For steps of different costs it is found by
-    dynamic programming over all intervals, in O(n³ s) operations and O(n² s) memory.
+    number with \(n \le \binom{s + r}{s}\); no schedule has fewer. For steps of different costs it is found by dynamic
+    programming over all intervals, in O(n³ s) operations and O(n² s) memory.
 
     Args:
         n: the number of steps, at least 1.

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from robustad.diagnosis import audit
 from robustad.memory import _binomial, _step, checkpointed_scan, revolve_schedule
 from robustad.memory._loop import Plan
 from tests.memory._loops import PLANS, equal_bits, normal, operands, recurrent_loss, with_plan, worst
@@ -152,6 +153,56 @@ def test_inside_shard_map(check_vma, monkeypatch):
         return jax.jit(jax.value_and_grad(mapped))(w, batch)
 
     assert worst(gradient(checkpointed_scan), gradient(lax.scan)) < 1e-6
+
+
+def test_collectives_in_the_body(monkeypatch):
+    with_plan(monkeypatch, Plan(2, 2))
+
+    def loss(scan, w, x):
+        def body(c, _):
+            return jnp.tanh(w @ c + lax.pmean(c, "data") + lax.axis_index("data")), None
+
+        return jnp.sum(scan(body, x, None, 5)[0] ** 2)
+
+    w, x = normal(0, 2, 2), normal(1, 4, 2)
+
+    def gradients(scan):
+        one = functools.partial(loss, scan)
+        inside = jax.vmap(jax.grad(one, (0, 1)), (None, 0), axis_name="data")
+        outside = jax.grad(lambda w: jnp.sum(jax.vmap(one, (None, 0), axis_name="data")(w, x)))
+        return inside(w, x), outside(w)
+
+    def sharded(scan):
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+        local = jax.shard_map(
+            lambda w, x: lax.psum(loss(scan, w, x[0]), "data"), mesh=mesh, in_specs=(P(), P("data")), out_specs=P()
+        )
+        return jax.grad(local, (0, 1))(w, x)
+
+    for case in (gradients, sharded):
+        got, plain = (jax.jit(functools.partial(case, scan))() for scan in (checkpointed_scan, lax.scan))
+        assert worst(got, plain) < 1e-6
+
+
+def test_audit_sees_what_it_sees_in_scan():
+    def loss(scan, x):
+        return scan(lambda c, _: (jnp.sqrt(c * c + x) - c, None), x, None, 6)[0]
+
+    got, plain = (
+        audit(functools.partial(loss, functools.partial(scan, **options)))(300.0)
+        for scan, options in ((checkpointed_scan, {"checkpoints": 2}), (lax.scan, {}))
+    )
+    assert got.bits_lost > 0 and abs(got.bits_lost - plain.bits_lost) < 3  # programs round differently
+    assert "shadow-lost" not in {note.kind for note in (*got.notes, *got.findings)}
+
+
+def test_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        start = normal(0, 3), jnp.int32(0)
+        loop = functools.partial(checkpointed_scan, checkpoints=2)
+        assert jax.grad(
+            lambda h: loop(lambda c, x: ((jnp.sin(c[0]), c[1] + 1), x), (h, start[1]), None, 5)[0][0].sum()
+        )(start[0]).shape == (3,)
 
 
 def test_narrow_state_and_types_are_those_of_scan():
