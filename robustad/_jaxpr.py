@@ -85,6 +85,11 @@ def as_weak(x: Any, aval: Any) -> Any:
     return x
 
 
+def run(closed: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    """The outputs of a closed jaxpr with other values of its constants."""
+    return jax.core.eval_jaxpr(getattr(closed, "jaxpr", closed), list(consts), *operands)
+
+
 def literal_value(atom: Any) -> Any:
     """What JAX itself would compute with for an atom that is a literal; None for a variable."""
     return atom.val if isinstance(atom, Literal) else None
@@ -117,6 +122,15 @@ def segments(program: Body, length: int, kept: frozenset[str]) -> Iterator[Body]
         inputs = tuple(var for var in read if var not in made)
         held = alive[start + len(equations) - 1] | {v for e in equations if e.primitive.name in kept for v in e.outvars}
         yield Body(inputs, (), equations, tuple(var for var in made if var in held))
+
+
+def reached(program: Body, marked: Sequence[bool]) -> list[bool]:
+    """Which outputs of a program depend on the marked inputs, nested programs taken as a whole."""
+    alive = {var for var, mark in zip(program.inputs, marked, strict=True) if mark}
+    for eqn in program.equations:
+        if any(not isinstance(atom, Literal) and atom in alive for atom in eqn.invars):
+            alive.update(eqn.outvars)
+    return [not isinstance(atom, Literal) and atom in alive for atom in program.outputs]
 
 
 def is_inexact(atom_or_array: Any) -> bool:
@@ -198,12 +212,27 @@ _CALLS = {  # primitive: the parameter that holds its body
 }
 
 
+_OWN = frozenset({"checkpointed_loop", "checkpointed_while", "linear_map"})
+"""Primitives of `memory`, whose programs are traced on demand."""
+
+
+@functools.lru_cache(maxsize=256)
+def _program(primitive: Primitive, params: tuple[tuple[str, Any], ...], avals: tuple[Any, ...]) -> Body | None:
+    try:
+        return body(jax.make_jaxpr(lambda *operands: primitive.impl(*operands, **dict(params)))(*avals))
+    except NameError:  # of a mesh axis that is not there when the program is looked at
+        return None
+
+
 def control(eqn: Equation) -> Control | None:
     """The control flow that an equation stands for; None for a plain primitive."""
     params, name = eqn.params, eqn.primitive.name
     if name in _CALLS:
         held = params.get(_CALLS[name], params.get("jaxpr", params.get("call_jaxpr")))
         return None if held is None else Call(body(held))
+    if name in _OWN:
+        program = _program(eqn.primitive, tuple(params.items()), tuple(map(aval, eqn.invars)))
+        return None if program is None else Call(program)
     if name in ("remat2", "checkpoint", "remat"):
         return Call(body(params["jaxpr"]), barrier=bool(params.get("differentiated") and params.get("prevent_cse")))
     if name == "custom_linear_solve":
@@ -304,6 +333,11 @@ def context(eqn: Equation) -> int:
 def has_effects(eqn: Equation) -> bool:
     """Whether an equation does something that can be seen from outside: callbacks, printing, mutable arrays."""
     return bool(eqn.effects)
+
+
+def visible(effects: Any) -> list[Any]:
+    """The effects that can be seen from outside: all but the use of a mesh axis."""
+    return [effect for effect in effects if type(effect).__name__ != "NamedAxisEffect"]
 
 
 def is_differentiable(eqn: Equation) -> bool:
@@ -451,6 +485,41 @@ def backward_rules(program: Body) -> Iterator[tuple[Location | None, Body]]:
         except Exception:  # an internal protocol: whatever it says, the call's location remains
             continue
         yield site.location, rule
+
+
+# ------------------------------------------------------------------------------------------------- types of arrays
+
+
+def int32(*shape: int) -> Any:
+    """The type of an array of 32-bit integers."""
+    return jax.core.ShapedArray(shape, jnp.dtype("int32"))
+
+
+def strong(aval: Any) -> Any:
+    """The type without weakness."""
+    return aval.update(weak_type=False) if getattr(aval, "weak_type", False) else aval
+
+
+def stacked(aval: Any, n: int) -> Any:
+    """The type of n arrays of a type, stacked along a new first axis."""
+    return jax.make_jaxpr(lambda x: jnp.broadcast_to(x, (n, *x.shape)))(aval).out_avals[0]
+
+
+def first_of(aval: Any) -> Any:
+    """The type of one of the arrays that are stacked along the first axis."""
+    return jax.make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False))(aval).out_avals[0]
+
+
+def zeros_of_tangent(x: Any) -> Array:
+    """The zero tangent of an array, varying over the mesh axes over which the array does."""
+    return ad.instantiate_zeros(ad.Zero(jax.typeof(x).to_tangent_aval()))
+
+
+def zeros(aval: Any) -> Array:
+    """An array of zeros of a type, or of keys of zeros."""
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        return lax_internal.full(aval.shape, 0, aval.dtype)
+    return ad.instantiate_zeros(ad.Zero(strong(aval)))
 
 
 # ---------------------------------------------------------------------------------------------------- mesh axes
