@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from robustad import _jaxpr
-from robustad.memory import _byte_count, _loop_primitive, _plan, _step
+from robustad.memory import _byte_count, _loop_plan, _loop_primitive, _step
 from robustad.memory._arguments import integer_from, positive_integer
 from robustad.memory._loop import Loop, Plan
 
@@ -138,8 +138,8 @@ def _choose(step: Any, consts: int, length: int, state: int, limit: int | None) 
     """The plan; None where nothing need be recomputed."""
     tape = max(_step.tape(step, consts), 1)
     if limit is not None:
-        return _plan.least_cost(length, state, tape, limit)
-    return _plan.least_memory(length, state, tape, EVALUATIONS)
+        return _loop_plan.least_cost(length, state, tape, limit)
+    return _loop_plan.least_memory(length, state, tape, EVALUATIONS)
 
 
 def _length(xs: Any, length: Any) -> int:

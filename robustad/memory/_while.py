@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from robustad import _jaxpr
-from robustad.memory import _plan, _step, _while_primitive
+from robustad.memory import _loop_plan, _step, _while_primitive
 from robustad.memory._arguments import positive_integer
 from robustad.memory._loop import Loop, Plan
 from robustad.memory._scan import EVALUATIONS, limit_of
@@ -72,7 +72,7 @@ def checkpointed_while(
     step, consts, leaves, _ = _step.trace_step(_NAME, lambda c, _: (body(c), None), carry, None)
     tree = jax.tree.structure(carry)
     state, limit = limit_of(_NAME, leaves, checkpoints, budget)
-    enough = _plan.least_slots(max_steps, EVALUATIONS) if limit is None else limit // state
+    enough = _loop_plan.least_slots(max_steps, EVALUATIONS) if limit is None else limit // state
     slots = min(enough, max_steps)
     condition, cond_consts = _condition(cond, jax.tree.unflatten(tree, leaves))
     loop = Loop(step, len(consts), len(leaves), max_steps, Plan(1, slots), dynamic=True)
