@@ -63,6 +63,11 @@ def aval(atom: Any) -> Any:
     return atom.aval
 
 
+def is_symbolic(shape: Sequence[Any]) -> bool:
+    """Whether a shape has dimensions that are not known yet (`jax.export.symbolic_shape`), which cannot be compared."""
+    return not all(isinstance(n, int) for n in shape)
+
+
 def is_mutable(atom: Any) -> bool:
     """Whether a variable is a reference to a mutable array (`jax.new_ref`)."""
     return "Ref" in type(aval(atom)).__name__
@@ -303,6 +308,8 @@ def evaluate(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[A
 def bind(eqn: Equation, operands: Sequence[Array], **changed: Any) -> list[Array]:
     """`evaluate` as it stands, in the mode that a shard_map was written in."""
     params = eqn.primitive.get_bind_params(dict(eqn.params) | changed)
+    if eqn.primitive.name == "pvary":  # an operand that has been replaced may vary already
+        return [varying_over(operands[0], params["axes"])]
     with eqn.ctx.manager:
         out = eqn.primitive.bind(*operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]

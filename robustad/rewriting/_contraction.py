@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
+from robustad._jaxpr import is_symbolic
 from robustad.rewriting._totals import Labels
 
 _LARGER = 2  # how much larger than its operands an array of all products may be
@@ -34,16 +34,19 @@ class Contraction:
 
     def shape(self, *arrays: Array) -> tuple[int, ...]:
         """That of a product, with the axes that are summed over."""
-        joint = np.broadcast_shapes(*(a.shape for a in arrays))
+        joint = jnp.broadcast_shapes(*(a.shape for a in arrays))
         return (*joint[: self.rank], *self.sizes)
 
     def sum(self, *arrays: Array) -> Array:
         """Of products, the axes kept; by a matrix product where an array of all of them would be large."""
         shape = self.shape(*arrays)
         first, *others = arrays
-        if len(arrays) == 1 or math.prod(shape) <= _LARGER * max(math.prod(self.sizes), *(a.size for a in arrays)):
+        if len(arrays) == 1 or is_symbolic(shape) or math.prod(shape) <= _LARGER * self._largest(arrays):
             return jnp.sum(jnp.broadcast_to(math.prod(others, start=first), shape), self.axes, keepdims=True)
         return self._matrix_product(math.prod(arrays[1:-1], start=first), arrays[-1])
+
+    def _largest(self, arrays: Sequence[Array]) -> int:
+        return max(math.prod(self.sizes), *(a.size for a in arrays))
 
     def _matrix_product(self, x: Array, y: Array) -> Array:
         held, squeezed = [], []

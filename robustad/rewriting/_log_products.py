@@ -29,7 +29,7 @@ def _matrix_product(term: Term, rw: Rewriter) -> Parts | None:
     signs = [_is_never_negative(t) for t, r in zip(term.operands, rests) if r is not None]
     if not all(signs) and not any(p and _may_overflow(t) for p, t in zip(got, term.operands)):
         return None  # weights of any sign, as of a layer of a network: its sums are no smaller than its terms
-    if any(rests) and matrices.size <= _LARGER * max(math.prod(t.shape) for t in term.operands):
+    if any(rests) and matrices.is_small:
         one = number(term, 1.0)
         weights = [filled(r or one, t) for r, t in zip(rests, term.operands)]
         return weighted(term, [*logs, *weights], matrices.weighted_sum, elementwise=False)
@@ -65,16 +65,16 @@ class _Matrices:
 
     def __init__(self, term: Term):
         (a, b), ((left, right), (first, second)) = term.operands, term.params["dimension_numbers"]
-        self._orders = [
-            (*first, *(i for i in range(len(a.shape)) if i not in (*left, *first)), *left),
-            (*second, *right, *(i for i in range(len(b.shape)) if i not in (*right, *second))),
-        ]
+        own = tuple(i for i in range(len(a.shape)) if i not in (*left, *first))
+        others = tuple(i for i in range(len(b.shape)) if i not in (*right, *second))
+        self._orders = [(*first, *own, *left), (*second, *right, *others)]
         self._result = term.shape
         batch = tuple(a.shape[i] for i in first)
-        k = math.prod(a.shape[i] for i in left)
-        n, m = (math.prod(x.shape) // max(math.prod(batch) * k, 1) for x in (a, b))
+        k, n = (math.prod(a.shape[i] for i in axes) for axes in (left, own))
+        m = math.prod(b.shape[i] for i in others)
         self._shapes = [(*batch, n, k), (*batch, k, m)]
-        self.size = math.prod(batch) * n * k * m
+        known = not _jaxpr.is_symbolic((*a.shape, *b.shape))
+        self.is_small = known and math.prod(batch) * n * k * m <= _LARGER * max(math.prod(a.shape), math.prod(b.shape))
 
     def _arranged(self, *arrays: Array) -> list[Array]:
         return [x.transpose(o).reshape(s) for x, o, s in zip(arrays, self._orders, self._shapes)]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import stability as st
+from robustad._jaxpr import is_symbolic
 from robustad.rewriting._contraction import Contraction
 from robustad.rewriting._graph import Term
 from robustad.rewriting._mesh_sums import MeshSum
@@ -127,42 +128,46 @@ def _centred(m: Moment, arrays: dict[Factor, Array], shape: Sequence[int], eps: 
         return m.across.sum(axes.sum(*x)) if m.across else axes.sum(*x)
 
     x, y = product(m.xs), product(m.ys)
-    w = product(m.weights) if m.weights else jnp.ones((1,) * (axes.rank + len(m.sizes)), x.dtype)
-    weight = total(w)
+    w = (product(m.weights),) if m.weights else ()
+    weight = total(*w) if w or is_symbolic(m.sizes) else jnp.full((1,) * x.ndim, _count(m), x.dtype)
     divisor = jnp.where(weight == 0, jnp.ones_like(weight), weight)
     u, v = x - _start(m, x, w, axes), y - _start(m, y, w, axes)
-    u, v = u - total(w, u) / divisor, v - total(w, v) / divisor
+    u, v = u - total(*w, u) / divisor, v - total(*w, v) / divisor
     # The means are rounded: the corrected two-pass form.
-    spread = total(w, u, v) - total(w, u) * (total(w, v) / divisor)
+    spread = total(*w, u, v) - total(*w, u) * (total(*w, v) / divisor)
     if (rest := _rest(m, w, axes, eps)) is not None:
-        spread = spread + rest * (total(w, x) / divisor) * total(w, y)
+        spread = spread + rest * (total(*w, x) / divisor) * total(*w, y)
     value = m.scale * spread
     for t in m.below:
         value = value / total(*(axes.placed(arrays[f], f.labels) for f in t.factors))
     return axes.result(value, shape)
 
 
-def _start(m: Moment, x: Array, w: Array, axes: Contraction) -> Array:
+def _count(m: Moment) -> int:
+    """How many terms the sums have, on all devices."""
+    return math.prod(m.sizes) * (lax.psum(1, m.across.axes) if m.across else 1)
+
+
+def _start(m: Moment, x: Array, w: tuple[Array, ...], axes: Contraction) -> Array:
     """The smallest entry that counts, of which moments do not depend.
 
     A mean is rounded as XLA orders its terms, in each fused loop perhaps in another way; a minimum is not.
     """
     x, w = lax.stop_gradient((x, w))
-    counted = jnp.where(w != 0, x, jnp.full_like(x, jnp.inf))
+    counted = jnp.where(w[0] != 0, x, jnp.full_like(x, jnp.inf)) if w else x
     least = jnp.min(jnp.broadcast_to(counted, axes.shape(counted)), axes.axes, keepdims=True)
     least = -m.across.largest(-least) if m.across else least
     return jnp.where(jnp.isfinite(least), least, jnp.zeros_like(least))
 
 
-def _rest(m: Moment, w: Array, axes: Contraction, eps: float) -> Array | float | None:
+def _rest(m: Moment, w: tuple[Array, ...], axes: Contraction, eps: float) -> Array | float | None:
     """1 - W · ratio; None where it is 0."""
     if m.ratio is None or _adds_up_to_one(m):
         return None
     if not m.weights:
-        devices = lax.psum(1, m.across.axes) if m.across else 1
-        rest = 1 - math.prod(m.sizes) * devices * m.ratio
+        rest = 1 - _count(m) * m.ratio
         return rest if abs(rest) > _SAME * eps else None
-    terms = jnp.broadcast_to(w * m.ratio, axes.shape(w))
+    terms = jnp.broadcast_to(w[0] * m.ratio, axes.shape(w[0]))
     terms = terms.reshape(*terms.shape[: axes.rank], -1)
     minus = jnp.full((*terms.shape[:-1], 1), -1, terms.dtype)
     rest = -st.compensated_sum(jnp.concatenate([terms, minus], -1), -1)

@@ -171,9 +171,11 @@ def stabilize(f: Callable[..., Any], *, examples: Sequence[tuple[Any, ...]] | No
         removable singularities (by exact power series), rational functions, quotients of exponentials. The expression
         becomes one primitive, evaluated in float64 where the hardware has it (float32 and narrower), and so do its
         derivatives, each in a stable form of its own.
-      - *Log-space* written by hand: \(\log\) of sums, products, quotients and powers of exponentials, through reductions
-        and indexing; softmax, log-softmax, logsumexp; \(x \log x\) at 0.
-      - *Squares*: norms, \(E[x^2] - E[x]^2\).
+      - *Log-space* written by hand: \(\log\) of sums, products, quotients and powers of exponentials, through reductions,
+        indexing, sorting, joining and matrix products; softmax, log-softmax, logsumexp; \(x \log x\) at 0.
+      - *Squares*: norms, cosines, variances and covariances by raw sums, \(E[x^2] - E[x]^2\), with any normalisation, with
+        weights, and in the carry of a loop. Functions of a distance that are smooth at 0 have their Hessian there.
+      - Logarithms, softmax, norms and variances whose sums run over a mesh (`psum`).
       - *Derivatives* of primitives and of library functions (jax.nn, jnp, jax.scipy, optax) where JAX's lose digits or are
         NaN; the value keeps its bits.
       - *The branch that is not taken*: it is evaluated at a harmless point, so that it poisons no derivative of any order.

@@ -21,6 +21,8 @@ from jax.interpreters import ad, batching, mlir
 
 from robustad._jaxpr import check_for_nan, is_traced
 
+from ._width import in_float64
+
 _Rule = Callable[[Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
 _call = Primitive("custom_jvp_primitive")
@@ -69,7 +71,8 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
         operands, tree = jax.tree.flatten(tuple(a for i, a in enumerate(args) if i not in self._static))
         if not any(map(is_traced, operands)):
             return self._function(*args)  # nothing can ask for a derivative
-        traced = self._compiled.trace(*args)
+        with in_float64(*operands):
+            traced = self._compiled.trace(*args)
         static = tuple(args[i] for i in self._static)
         outputs = _call.bind(
             *operands,
@@ -101,7 +104,8 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
 
 @_call.def_impl
 def _evaluate(*operands: Array, jaxpr: Any, **_: Any) -> list[Array]:
-    return jaxpr_as_fun(jaxpr)(*operands)
+    with in_float64(*operands):
+        return jaxpr_as_fun(jaxpr)(*operands)
 
 
 @_call.def_abstract_eval
@@ -110,10 +114,16 @@ def _abstract(*avals: Any, jaxpr: Any, **_: Any) -> list[Any]:
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rule: _Rule, **_: Any):
-    return rule(primals, tangents)
+    with in_float64(*primals):
+        return rule(primals, tangents)
 
 
-def _transpose(
+def _transpose(cotangents: Sequence[Any], *operands: Any, **params: Any) -> list[Any]:
+    with in_float64(*operands, *cotangents):
+        return _transposed(cotangents, *operands, **params)
+
+
+def _transposed(
     cotangents: Sequence[Any], *operands: Any, jaxpr: Any, transposed: Callable[..., Any] | None = None, **_: Any
 ) -> list[Any]:
     """Of a call that is linear in some operands: its own program is, and has the transpose."""
@@ -134,7 +144,12 @@ def _transpose(
     return [results.get(i) for i in range(len(operands))]
 
 
-def _batch(
+def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], **params: Any):
+    with in_float64(*operands):
+        return _batched(axis, operands, batch_axes, **params)
+
+
+def _batched(
     axis: Any,
     operands: Sequence[Array],
     batch_axes: Sequence[int | None],
@@ -182,7 +197,8 @@ def _batch(
 
 
 def _lower(ctx: Any, *operands: Any, jaxpr: Any, **_: Any) -> Any:
-    return mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)(ctx, *operands)
+    with in_float64(*ctx.avals_in):
+        return mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)(ctx, *operands)
 
 
 ad.primitive_jvps[_call] = _jvp

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from robustad._jaxpr import is_symbolic
+
 from . import _words as words
 from ._arguments import Axes
 from ._significand import shifted, significand
@@ -170,7 +172,7 @@ def blocked_sum(
             terms = lax.select(lax.broadcast_in_dim(keep, local, (last,)), terms, lax.full_like(terms, 0))
         return lax.expand_dims(lax.reduce(terms, zero, lax.add, axes), axes)
 
-    if axes != (last,) or size <= 2 * _BLOCK:
+    if axes != (last,) or is_symbolic(shape) or size <= 2 * _BLOCK:
         return total(shape[-1] if shape else 1, arrays, None) if shape else term(*arrays, *rows)
     length = max(1, _BLOCK * shape[last] // size)
     origin = jnp.zeros((), np.int32)

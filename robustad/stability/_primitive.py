@@ -20,6 +20,8 @@ from jax.interpreters import ad, batching, mlir
 
 from robustad import _jaxpr
 
+from ._width import in_float64
+
 Kernel = Callable[..., Array]
 
 
@@ -48,7 +50,8 @@ def linear_primitive(
     primitive = Primitive(name)
 
     def bind(*operands: Array, **keywords: Any) -> Array:
-        return primitive.bind(*_jaxpr.varying_alike(*operands), **keywords)
+        with in_float64(*operands):
+            return primitive.bind(*_jaxpr.varying_alike(*operands), **keywords)
 
     @functools.cache
     def compiled(keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
@@ -56,12 +59,16 @@ def linear_primitive(
 
     @primitive.def_impl
     def evaluate(*operands: Array, **keywords: Any) -> Array:
-        with jax.disable_jit(False):  # the kernel is compiled even so: it has no meaning operation by operation
+        with (
+            jax.disable_jit(False),
+            in_float64(*operands),
+        ):  # the kernel is compiled even so: it has no meaning operation by operation
             return compiled(tuple(sorted(keywords.items())))(*operands)
 
     @primitive.def_abstract_eval
     def abstract(*avals, **keywords: Any):
-        result = jax.make_jaxpr(functools.partial(shape, **keywords))(*avals).out_avals[0]
+        with in_float64(*avals):
+            result = jax.make_jaxpr(functools.partial(shape, **keywords))(*avals).out_avals[0]
         return result.update(weak_type=False)
 
     def jvp(operands, steps, /, **keywords: Any):
@@ -82,12 +89,14 @@ def linear_primitive(
                 results.append(ad.Zero(operand.aval))
             else:
                 others = [o.aval if ad.is_undefined_primal(o) else o for o in operands]
-                results.append(_jaxpr.sharded_as(operand.aval, transposes[i](cotangent, *others, **keywords)))
+                with in_float64(cotangent):
+                    results.append(_jaxpr.sharded_as(operand.aval, transposes[i](cotangent, *others, **keywords)))
         return results
 
     def batched(operands, batch_axes, /, **keywords: Any):
         size = next(x.shape[axis] for x, axis in zip(operands, batch_axes) if axis is not None)
-        return batch(size, operands, batch_axes, **keywords), 0
+        with in_float64(*operands):
+            return batch(size, operands, batch_axes, **keywords), 0
 
     rules = tangents or {i: bind for i in transposes}
     if rules:
@@ -106,7 +115,10 @@ def _lowering(kernel: Kernel) -> Callable[..., Any]:
 
     def lower(ctx: Any, *operands: Any, **keywords: Any) -> Any:
         # Inside shard_map the operands' types say over which axes they vary. The kernel's own loops need not know.
-        return rule(ctx.replace(avals_in=[_jaxpr.on_one_device(aval) for aval in ctx.avals_in]), *operands, **keywords)
+        with in_float64(*ctx.avals_in):
+            return rule(
+                ctx.replace(avals_in=[_jaxpr.on_one_device(aval) for aval in ctx.avals_in]), *operands, **keywords
+            )
 
     return lower
 

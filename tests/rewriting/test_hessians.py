@@ -10,6 +10,7 @@ import pytest
 from jax.scipy.special import logsumexp
 
 import robustad as rad
+from tests._subset import thinned
 
 ROOT5 = float(np.sqrt(np.float32(5)))
 
@@ -51,7 +52,7 @@ def exact(f: Callable[[Any], Any], x: Any) -> Any:
         return jax.tree.map(np.asarray, jax.jit(orders(f))(np.asarray(x, np.float64)))
 
 
-@pytest.mark.parametrize("name", RADIAL)
+@pytest.mark.parametrize("name", thinned(list(RADIAL), 2))
 def test_smooth_functions_of_a_distance(name):
     f, curvature = RADIAL[name]
     points = np.array([[0.0, 0.0], [0.3, -0.4], [2.0, 1.0], [0.02, 0.01]], np.float32)
@@ -119,7 +120,7 @@ MASKED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", thinned(list(MASKED), 2))
 def test_norms_of_masked_rows(name):
     f, kept, x = MASKED[name]
     assert not np.isfinite(jax.jit(jax.grad(f))(x)).all()

@@ -12,6 +12,7 @@ from robustad.stability import _plane, _power
 from robustad.stability._elementwise import elementwise as accurate
 from robustad.stability._words import opaque
 
+from ._complex import quotient
 from ._twin import Arrays, Bound, Entry, by_slope, by_terms, constant, elementwise, is_real, smooth
 
 # ---- division
@@ -30,7 +31,7 @@ def _divided_into(t: Array, q: Array, x: Array, y: Array) -> Array:
 
 
 def _divide_transposed(linear: tuple[int, ...], cotangent: Array, x: Array, y: Array) -> tuple[Array]:
-    return (divide(cotangent, y),)
+    return (divide(cotangent * opaque(1.0, cotangent), y),)
 
 
 _DIVISION = by_terms(
@@ -144,7 +145,7 @@ def _angle_x(y: Array, x: Array) -> Array:
 
 
 TABLE: dict[str, Entry] = {
-    "div": _DIVISION,
+    "div": Entry(_DIVISION.reason, lambda eqn: _DIVISION.make(eqn) or quotient(eqn)),
     "log": by_terms("the second derivative squares x: infinite below 1e-19 (float32)", _over),
     "integer_pow": Entry("xⁿ⁻¹ leaves the range where its product with the cotangent does not", _integer_pow),
     "pow": by_slope("NaN at x = 0 for exponents 0.0 and below; y - 1 is rounded", _power_x, _power_y),

@@ -1,9 +1,13 @@
-"""Twins of the length and the direction of complex numbers."""
+"""Twins of the length, the direction and the quotient of complex numbers."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from robustad._jaxpr import Equation, aval
 from robustad.stability import _plane
@@ -39,6 +43,31 @@ def _direction_jvp(primals: Sequence[Array], tangents: Sequence[Array]):
         u, v = _plane._hypot_x(x, y), _plane._hypot_y(x, y)
         turn = (u * lax.imag(t) - v * lax.real(t)) / _length(z)
         return _direction(z), lax.complex(-v * turn, u * turn)
+
+
+@custom_jvp
+def _quotient(x: Array, y: Array) -> Array:
+    return lax.div(x, y)
+
+
+def _quotient_jvp(primals: Sequence[Array], tangents: Sequence[Any]):
+    (x, y), (tx, ty) = primals, tangents
+    with in_float64(x):
+        q = _quotient(x, y)
+        terms = [] if isinstance(tx, SymbolicZero) else [_quotient(tx, y)]
+        if not isinstance(ty, SymbolicZero):
+            terms.append(-q * _quotient(ty, y))
+        return q, functools.reduce(operator.add, terms)
+
+
+_quotient.defjvp(_quotient_jvp, symbolic_zeros=True)
+
+
+def quotient(eqn: Equation) -> Arrays | None:
+    """x/y with the derivatives t/y and -(x/y) t/y: JAX squares y."""
+    if not all(jnp.issubdtype(aval(a).dtype, jnp.complexfloating) for a in eqn.invars):
+        return None
+    return lambda *operands: [_quotient(*operands)]
 
 
 def _of_complex(function: Callable[[Array], Array]) -> Maker:

@@ -7,20 +7,19 @@ What a term is made of has accurate derivatives in its turn: twins, `smooth` fun
 Only a selection may make a tangent zero: a product with 0 would be NaN where the cotangent is infinite.
 """
 
-import contextlib
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from robustad._jaxpr import Equation, aval
 from robustad.stability._custom_jvp import custom_jvp
+from robustad.stability._width import in_float64 as in_float64
 
 Term = Callable[..., Array]
 Arrays = Callable[..., list[Array]]
@@ -57,12 +56,6 @@ def is_real(eqn: Equation) -> bool:
         jnp.issubdtype(aval(atom).dtype, jnp.floating) and jnp.finfo(aval(atom).dtype).bits >= 16
         for atom in (*eqn.invars, *eqn.outvars)
     )
-
-
-def in_float64(*arrays: Any) -> Any:
-    """The context in which an operation on these arrays keeps its dtype: a rule may be called outside of the user's."""
-    wide = any(getattr(x, "dtype", None) in (jnp.float64, jnp.complex128) for x in arrays)
-    return jax.enable_x64(True) if wide and not jax.config.jax_enable_x64 else contextlib.nullcontext()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def constant(x: Array, value: float) -> Array:
