@@ -1,6 +1,8 @@
 """Memory: reverse mode that fits."""
 
 from robustad.memory._accumulate import accumulate_gradients as accumulate_gradients
+from robustad.memory._hvp import hvp as hvp
+from robustad.memory._jacobian import jacobian as jacobian
 from robustad.memory._scan import checkpointed_scan as checkpointed_scan
 from robustad.memory._schedule import Action as Action
 from robustad.memory._schedule import Schedule as Schedule

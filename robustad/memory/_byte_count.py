@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("kMGT", 1)
-    for suffix, base in (("B", 1000), ("iB", 1024))
-}
-_UNITS |= {unit.replace("k", "K"): size for unit, size in _UNITS.items() if unit.startswith("k")}
+_DECIMAL = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BINARY = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS = _DECIMAL | _BINARY | {"": 1, "KB": 10**3}
 
 
 def parse(name: str, value: Any) -> int:
@@ -31,7 +28,7 @@ def parse(name: str, value: Any) -> int:
         if not math.isfinite(number):
             raise ValueError(
                 f'`{name}` must be a number of bytes or a string such as "2GiB" or "500MB"; got {value!r}. Units: '
-                f"{', '.join(u for u in _UNITS if u)}."
+                f"{', '.join(_DECIMAL | _BINARY)}."
             )
     elif (
         isinstance(value, bool | complex) or not isinstance(value, int | float | np.number) or not math.isfinite(value)

@@ -86,7 +86,7 @@ def checkpointed_scan(
     carry = _step.as_arrays(_NAME, "init", init)
     xs = _step.as_arrays(_NAME, "xs", xs)
     length = _length(xs, length)
-    unroll = positive_integer("unroll", int(unroll) if unroll is not False else 1)
+    unroll = positive_integer("unroll", int(unroll) or 1 if isinstance(unroll, bool) else unroll)
     leaves, tree = jax.tree.flatten(carry)
     if length == 0:
         return lax.scan(body, init, xs, length=0)
