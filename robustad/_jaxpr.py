@@ -11,6 +11,7 @@ extension.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 from jax import Array, lax
 from jax._src import checkify, source_info_util
 from jax._src.lax import lax as lax_internal
+from jax._src.interpreters import partial_eval
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import ad
 
@@ -58,9 +60,20 @@ def trace(f: Callable[..., Any], *args: Any) -> tuple[Body, Any]:
     return body(jaxpr), shapes
 
 
+def closed_over_nothing(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """A closed jaxpr with its constants made its first inputs, and the constants."""
+    opened = partial_eval.convert_constvars_jaxpr(getattr(jaxpr, "jaxpr", jaxpr))
+    return opened if hasattr(opened, "consts") else ClosedJaxpr(opened, ()), list(jaxpr.consts)
+
+
 def aval(atom: Any) -> Any:
     """The shape and dtype of a variable or literal."""
     return atom.aval
+
+
+def nbytes(aval: Any) -> int:
+    """The bytes of an array of that shape and dtype; of a key, of its data."""
+    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
 
 
 def is_mutable(atom: Any) -> bool:
@@ -181,6 +194,7 @@ class ShardMap:
 Control: TypeAlias = Call | Scan | While | Cond | ShardMap
 
 _CALLS = {  # primitive: the parameter that holds its body
+    "checkpointed": "jaxpr",  # memory._recomputed
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -474,6 +488,13 @@ def check_for_nan(primitive: Primitive) -> None:
 def is_specified(sharding: Any) -> bool:
     """Whether a sharding of a `jit` call's arrays says anything."""
     return sharding is not None and type(sharding).__name__ != "UnspecifiedValue"
+
+
+# ------------------------------------------------------------------------------------------------------ XLA
+
+
+XLA_KEEPS_BARRIERS = jax.__version_info__ >= (0, 11)
+"""Whether XLA on CPU leaves an optimization barrier in straight-line code until equal computations have been merged."""
 
 
 # ------------------------------------------------------------------------------------------------ library functions

@@ -1,0 +1,15 @@
+"""Reverse mode that fits: what a gradient needs, and functions whose gradient needs less."""
+
+from ._checkpoint import checkpoint
+from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
+
+__all__ = [
+    "all_of",
+    "any_of",
+    "checkpoint",
+    "not_",
+    "save_bytes",
+    "save_flops_per_byte",
+    "save_names",
+    "save_primitives",
+]

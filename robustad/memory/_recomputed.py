@@ -1,0 +1,143 @@
+"""A `jax.checkpoint` whose recomputation waits for the cotangents.
+
+A call of a checkpointed function is one equation. Differentiated, it is JAX's own linearization of `jax.checkpoint`: the
+values that the policy keeps, and a linear map of these and the tangents. Transposed, that map takes what it needs of the
+kept values `after` the cotangents, so that no compiler can merge the recomputation with the first computation; and its
+transpose is such a call again, so that the same holds for every further derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.interpreters import ad, batching, mlir
+
+from robustad import _jaxpr
+from robustad._jaxpr import Body, Call
+from robustad.memory._after import after
+
+_call = Primitive("checkpointed")
+_call.multiple_results = True
+
+
+def recomputed(checkpointed: Callable[..., Any], *args: Any) -> Any:
+    """`checkpointed(*args)` as one such call, for a function made by `jax.checkpoint`, of arrays."""
+    leaves, tree = jax.tree.flatten(args)
+    program, shapes = jax.make_jaxpr(lambda *xs: checkpointed(*tree.unflatten(xs)), return_shape=True)(*leaves)
+    if effects := [e for e in program.effects if "UnorderedDebug" not in type(e).__name__ and str(e) != "Debug"]:
+        raise NotImplementedError(
+            f"the function to checkpoint has effects, {', '.join(map(str, effects))}, which recomputation would repeat. "
+            "Take callbacks, ordered prints and writes to references out of it; `jax.debug.print` may stay."
+        )
+    return jax.tree.unflatten(jax.tree.structure(shapes), _bound(program, leaves))
+
+
+def _bound(program: Any, operands: Sequence[Any], linear: int = 0) -> list[Any]:
+    """A call of a closed program, its constants made operands; it is linear in the last `linear` ones."""
+    program, consts = _jaxpr.closed_over_nothing(program)
+    return _call.bind(*consts, *operands, jaxpr=program, linear=linear)
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any, linear: int) -> tuple[list[Any], list[Any]]:
+    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+
+    def function(*moved: Any) -> tuple[list[Any], list[Any]]:
+        operands = list(primals)
+        for i, x in zip(moving, moved):
+            operands[i] = x
+        outs = jaxpr_as_fun(jaxpr)(*operands)
+        return [x for x in outs if _jaxpr.is_inexact(x)], [x for x in outs if not _jaxpr.is_inexact(x)]
+
+    values, forward, others = jax.linearize(function, *(primals[i] for i in moving), has_aux=True)
+    given = [tangents[i] for i in moving]
+    steps = iter(_bound(jax.make_jaxpr(forward)(*given), given, linear=len(given)))
+    values, others = iter(values), iter(others)
+    inexact = [_jaxpr.is_inexact(aval) for aval in jaxpr.out_avals]
+    outs = [next(values if moves else others) for moves in inexact]
+    return outs, [next(steps) if moves else ad.Zero(jax.typeof(out).to_tangent_aval()) for moves, out in zip(inexact, outs)]
+
+
+def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any, linear: int) -> list[Any]:
+    wanted = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
+    given = [k for k, ct in enumerate(cotangents) if type(ct) is not ad.Zero]
+    if not given:
+        return [ad.Zero(operands[i].aval) if i in wanted else None for i in range(len(operands))]
+    held = len(operands) - linear
+    avals = [operands[i].aval for i in wanted]
+    arrived = [cotangents[k] for k in given]
+    waiting = _waiting(jaxpr, held)
+    kept = [after(x, arrived) if i in waiting else x for i, x in enumerate(operands[:held])]
+
+    def backward(kept: Sequence[Array], arrived: Sequence[Array]) -> Any:
+        def function(*steps: Array) -> list[Array]:
+            moved = dict(zip(wanted, steps))
+            rest = [moved[i] if i in moved else jnp.zeros_like(operands[i]) for i in range(held, len(operands))]
+            outs = jaxpr_as_fun(jaxpr)(*kept, *rest)
+            return [outs[k] for k in given]
+
+        return jax.linear_transpose(function, *avals)(list(arrived))
+
+    results = dict(zip(wanted, recomputed(backward, kept, arrived)))
+    return [results.get(i) for i in range(len(operands))]
+
+
+_MOVES = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "iota"})
+"""Costs nothing to keep: XLA makes it again wherever it is used."""
+
+
+def _waiting(jaxpr: Any, held: int) -> set[int]:
+    """The operands among the first `held` that must wait, few bytes of them, so that all that is recomputed does."""
+    program = _jaxpr.body(jaxpr)
+    waiting: set[int] = set()
+    sizes = [_jaxpr.nbytes(_jaxpr.aval(var)) for var in program.inputs]
+    kept = {var: frozenset({i}) for i, var in enumerate(program.inputs[:held])}
+    _mark(program, kept, waiting, sizes)
+    return waiting
+
+
+def _mark(program: Body, sources: dict[Any, frozenset[int]], waiting: set[int], sizes: Sequence[int]) -> None:
+    """Adds to `waiting`; `sources`: of each variable that no tangent reaches, the kept operands that it is made from."""
+    for eqn in program.equations:
+        variables = [atom for atom in eqn.invars if _jaxpr.literal(atom) is None]
+        known = [var for var in variables if var in sources]
+        inner = _jaxpr.control(eqn)
+        if len(known) < len(variables) and isinstance(inner, Call):
+            entries = zip(inner.body.inputs, inner.of(eqn.invars))
+            nested = {var: sources[a] for var, a in entries if _jaxpr.literal(a) is None and a in sources}
+            _mark(inner.body, nested, waiting, sizes)
+            continue
+        made_from = frozenset().union(*(sources[var] for var in known))
+        computes = len(known) == len(variables) and eqn.primitive.name not in _MOVES
+        if made_from and not made_from & waiting and (computes or inner is not None):
+            waiting.add(min(made_from, key=lambda i: (sizes[i], i)))
+        if len(known) == len(variables):
+            sources.update((var, made_from) for var in eqn.outvars)
+
+
+def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, jaxpr: Any, linear: int):
+    function = jax.vmap(
+        jaxpr_as_fun(jaxpr),
+        in_axes=tuple(batch_axes),
+        axis_size=axis.size,
+        axis_name=axis.name,
+        spmd_axis_name=axis.spmd_name,
+    )
+    outputs = _bound(jax.make_jaxpr(function)(*operands), operands, linear)
+    return outputs, [0] * len(outputs)
+
+
+def _lower(ctx: Any, *operands: Any, jaxpr: Any, **_: Any) -> Any:
+    return mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)(ctx, *operands)
+
+
+_call.def_impl(lambda *operands, jaxpr, linear: jaxpr_as_fun(jaxpr)(*operands))
+_call.def_abstract_eval(lambda *_, jaxpr, linear: jaxpr.out_avals)
+ad.primitive_jvps[_call] = _jvp
+ad.primitive_transposes[_call] = _transpose
+batching.fancy_primitive_batchers[_call] = _batch
+mlir.register_lowering(_call, _lower)
