@@ -37,13 +37,13 @@ def recomputed(checkpointed: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), _bound(program, leaves))
 
 
-def _bound(program: Any, operands: Sequence[Any], linear: int = 0) -> list[Any]:
-    """A call of a closed program, its constants made operands; it is linear in the last `linear` ones."""
+def _bound(program: Any, operands: Sequence[Any]) -> list[Any]:
+    """A call of a closed program, its constants made operands."""
     program, consts = _jaxpr.closed_over_nothing(program)
-    return _call.bind(*consts, *operands, jaxpr=program, linear=linear)
+    return _call.bind(*consts, *operands, jaxpr=program)
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any, linear: int) -> tuple[list[Any], list[Any]]:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any) -> tuple[list[Any], list[Any]]:
     moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
 
     def function(*moved: Any) -> tuple[list[Any], list[Any]]:
@@ -55,29 +55,27 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any, linear:
 
     values, forward, others = jax.linearize(function, *(primals[i] for i in moving), has_aux=True)
     given = [tangents[i] for i in moving]
-    steps = iter(_bound(jax.make_jaxpr(forward)(*given), given, linear=len(given)))
+    steps = iter(_bound(jax.make_jaxpr(forward)(*given), given))
     values, others = iter(values), iter(others)
     inexact = [_jaxpr.is_inexact(aval) for aval in jaxpr.out_avals]
     outs = [next(values if moves else others) for moves in inexact]
     return outs, [next(steps) if moves else ad.Zero(jax.typeof(out).to_tangent_aval()) for moves, out in zip(inexact, outs)]
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any, linear: int) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[Any]:
     wanted = [i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand)]
     given = [k for k, ct in enumerate(cotangents) if type(ct) is not ad.Zero]
     if not given:
         return [ad.Zero(operands[i].aval) if i in wanted else None for i in range(len(operands))]
-    held = len(operands) - linear
     avals = [operands[i].aval for i in wanted]
     arrived = [cotangents[k] for k in given]
-    waiting = _waiting(jaxpr, held)
-    kept = [after(x, arrived) if i in waiting else x for i, x in enumerate(operands[:held])]
+    waiting = _waiting(jaxpr, frozenset(wanted))
+    kept = {i: after(x, arrived) if i in waiting else x for i, x in enumerate(operands) if i not in wanted}
 
-    def backward(kept: Sequence[Array], arrived: Sequence[Array]) -> Any:
+    def backward(kept: dict[int, Array], arrived: Sequence[Array]) -> Any:
         def function(*steps: Array) -> list[Array]:
-            moved = dict(zip(wanted, steps))
-            rest = [moved[i] if i in moved else jnp.zeros_like(operands[i]) for i in range(held, len(operands))]
-            outs = jaxpr_as_fun(jaxpr)(*kept, *rest)
+            filled = kept | dict(zip(wanted, steps))
+            outs = jaxpr_as_fun(jaxpr)(*(filled[i] for i in range(len(operands))))
             return [outs[k] for k in given]
 
         return jax.linear_transpose(function, *avals)(list(arrived))
@@ -90,12 +88,12 @@ _MOVES = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "tr
 """Costs nothing to keep: XLA makes it again wherever it is used."""
 
 
-def _waiting(jaxpr: Any, held: int) -> set[int]:
-    """The operands among the first `held` that must wait, few bytes of them, so that all that is recomputed does."""
+def _waiting(jaxpr: Any, linear: frozenset[int]) -> set[int]:
+    """The operands, but for the linear ones, that must wait so that all that is recomputed does: few bytes of them."""
     program = _jaxpr.body(jaxpr)
     waiting: set[int] = set()
     sizes = [_jaxpr.nbytes(_jaxpr.aval(var)) for var in program.inputs]
-    kept = {var: frozenset({i}) for i, var in enumerate(program.inputs[:held])}
+    kept = {var: frozenset({i}) for i, var in enumerate(program.inputs) if i not in linear}
     _mark(program, kept, waiting, sizes)
     return waiting
 
@@ -119,7 +117,7 @@ def _mark(program: Body, sources: dict[Any, frozenset[int]], waiting: set[int], 
             sources.update((var, made_from) for var in eqn.outvars)
 
 
-def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, jaxpr: Any, linear: int):
+def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, jaxpr: Any):
     function = jax.vmap(
         jaxpr_as_fun(jaxpr),
         in_axes=tuple(batch_axes),
@@ -127,7 +125,7 @@ def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None
         axis_name=axis.name,
         spmd_axis_name=axis.spmd_name,
     )
-    outputs = _bound(jax.make_jaxpr(function)(*operands), operands, linear)
+    outputs = _bound(jax.make_jaxpr(function)(*operands), operands)
     return outputs, [0] * len(outputs)
 
 
@@ -135,8 +133,8 @@ def _lower(ctx: Any, *operands: Any, jaxpr: Any, **_: Any) -> Any:
     return mlir.lower_fun(jaxpr_as_fun(jaxpr), multiple_results=True)(ctx, *operands)
 
 
-_call.def_impl(lambda *operands, jaxpr, linear: jaxpr_as_fun(jaxpr)(*operands))
-_call.def_abstract_eval(lambda *_, jaxpr, linear: jaxpr.out_avals)
+_call.def_impl(lambda *operands, jaxpr: jaxpr_as_fun(jaxpr)(*operands))
+_call.def_abstract_eval(lambda *_, jaxpr: jaxpr.out_avals)
 ad.primitive_jvps[_call] = _jvp
 ad.primitive_transposes[_call] = _transpose
 batching.fancy_primitive_batchers[_call] = _batch
