@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax._src import checkify, source_info_util
-from jax._src.lax import lax as lax_internal
 from jax._src.interpreters import partial_eval
+from jax._src.lax import lax as lax_internal
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import ad
 
@@ -302,6 +302,12 @@ def context(eqn: Equation) -> int:
 def has_effects(eqn: Equation) -> bool:
     """Whether an equation does something that can be seen from outside: callbacks, printing, mutable arrays."""
     return bool(eqn.effects)
+
+
+def repeated_effects(jaxpr: Any) -> list[str]:
+    """What would be seen to happen twice if a program ran twice, but for prints to debug; the use of a mesh's axis is
+    listed as an effect and is none."""
+    return [str(e) for e in jaxpr.effects if str(e) != "Debug" and type(e).__name__ != "NamedAxisEffect"]
 
 
 def is_differentiable(eqn: Equation) -> bool:

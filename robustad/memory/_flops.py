@@ -1,4 +1,4 @@
-"""How much arithmetic an equation does, from its shapes: one operation for an element, two for a multiplication and addition.
+"""How much arithmetic an equation does, from its shapes: one operation an element, two a multiplication and addition.
 
 As XLA counts, but for two things: a loop's body counts as often as it runs (a `while`, whose count is not in the program,
 once), and data that is only moved counts nothing.
@@ -30,8 +30,10 @@ def equation_flops(eqn: Any) -> int:
     inner = _jaxpr.control(eqn)
     match inner:
         case None:
-            shapes = [[getattr(_jaxpr.aval(a), "shape", ()) for a in atoms] for atoms in (eqn.invars, eqn.outvars)]
-            return primitive_flops(eqn.primitive.name, *shapes, eqn.params)
+            operands, results = (
+                [getattr(_jaxpr.aval(a), "shape", ()) for a in atoms] for atoms in (eqn.invars, eqn.outvars)
+            )
+            return primitive_flops(eqn.primitive.name, operands, results, eqn.params)
         case Scan():
             return inner.length * program_flops(inner.body)
         case While():

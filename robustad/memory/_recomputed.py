@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -29,9 +28,9 @@ def recomputed(checkpointed: Callable[..., Any], *args: Any) -> Any:
     """`checkpointed(*args)` as one such call, for a function made by `jax.checkpoint`, of arrays."""
     leaves, tree = jax.tree.flatten(args)
     program, shapes = jax.make_jaxpr(lambda *xs: checkpointed(*tree.unflatten(xs)), return_shape=True)(*leaves)
-    if effects := [e for e in program.effects if "UnorderedDebug" not in type(e).__name__ and str(e) != "Debug"]:
+    if effects := _jaxpr.repeated_effects(program):
         raise NotImplementedError(
-            f"the function to checkpoint has effects, {', '.join(map(str, effects))}, which recomputation would repeat. "
+            f"the function to checkpoint has effects, {', '.join(effects)}, which recomputation would repeat. "
             "Take callbacks, ordered prints and writes to references out of it; `jax.debug.print` may stay."
         )
     return jax.tree.unflatten(jax.tree.structure(shapes), _bound(program, leaves))
@@ -59,7 +58,9 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, jaxpr: Any) -> tupl
     values, others = iter(values), iter(others)
     inexact = [_jaxpr.is_inexact(aval) for aval in jaxpr.out_avals]
     outs = [next(values if moves else others) for moves in inexact]
-    return outs, [next(steps) if moves else ad.Zero(jax.typeof(out).to_tangent_aval()) for moves, out in zip(inexact, outs)]
+    return outs, [
+        next(steps) if moves else ad.Zero(jax.typeof(out).to_tangent_aval()) for moves, out in zip(inexact, outs)
+    ]
 
 
 def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[Any]:
@@ -118,6 +119,9 @@ def _mark(program: Body, sources: dict[Any, frozenset[int]], waiting: set[int], 
 
 
 def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, jaxpr: Any):
+    if all(i is None for i in batch_axes):
+        outputs = _bound(jaxpr, operands)
+        return outputs, [None] * len(outputs)
     function = jax.vmap(
         jaxpr_as_fun(jaxpr),
         in_axes=tuple(batch_axes),
