@@ -310,6 +310,11 @@ def repeated_effects(jaxpr: Any) -> list[str]:
     return [str(e) for e in jaxpr.effects if str(e) != "Debug" and type(e).__name__ != "NamedAxisEffect"]
 
 
+def is_recomputation(eqn: Equation) -> bool:
+    """Whether an equation is what a `jax.checkpoint` does again in the backward pass."""
+    return bool(eqn.primitive.name in ("remat2", "checkpoint", "remat") and eqn.params.get("differentiated"))
+
+
 def is_differentiable(eqn: Equation) -> bool:
     """Whether JAX has a derivative of an equation's primitive."""
     return eqn.primitive in ad.primitive_jvps

@@ -1,9 +1,10 @@
 """An order that XLA keeps: an array that cannot be had before others are.
 
 `after(x, tokens)` is x, bit for bit. On CPU, where XLA strips `lax.optimization_barrier` and then merges a recomputation
-with what it repeats, it is `where(p, x, 0)` with a predicate of the tokens' first bits, population_count(bits) >= 0, that is
-true but that no compiler pass can know; elsewhere it is the barrier. Its type is that of x alone: whatever is done to the
-tokens by `vmap` or `shard_map` does not reach x.
+with what it repeats, it is a branch, `cond(p, x, 0)`, with a predicate of the tokens' first bits,
+population_count(bits) >= 0, that is true but that no compiler pass can know; elsewhere it is the barrier. (A `where` keeps
+the order too, but XLA fuses elementwise operations through it, and keeps alive what they add up.) Its type is that of x
+alone: whatever is done to the tokens by `vmap` or `shard_map` does not reach x, so that the branch stays one.
 """
 
 from collections.abc import Sequence
@@ -25,19 +26,14 @@ def after(x: Array, tokens: Sequence[Array]) -> Array:
     return _after.bind(x, *tokens) if tokens else x
 
 
-def _select(x: Array, *tokens: Array) -> Array:
-    known = [_bits(token) for token in tokens if token.size]
-    if not known:
+def _branch(x: Array, *tokens: Array) -> Array:
+    bits = [_bits(token) for token in tokens if token.size]
+    if not bits or not x.size:
         return x
-    arrived = sum(lax.population_count(bits) for bits in known) >= 0
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        kept = lax.select(jnp.broadcast_to(arrived, jax.random.key_data(x).shape), *_twice(jax.random.key_data(x)))
-        return jax.random.wrap_key_data(kept, impl=jax.random.key_impl(x))
-    return lax.select(jnp.broadcast_to(arrived, x.shape), *_twice(x))
-
-
-def _twice(x: Array) -> tuple[Array, Array]:
-    return x, jnp.zeros_like(x)
+        return jax.random.wrap_key_data(_branch(jax.random.key_data(x), *tokens), impl=jax.random.key_impl(x))
+    arrived = sum(map(lax.population_count, bits)) >= 0
+    return lax.cond(arrived, lambda x: x, jnp.zeros_like, x)
 
 
 def _bits(token: Array) -> Array:
@@ -86,4 +82,4 @@ ad.primitive_jvps[_after] = _jvp
 ad.primitive_transposes[_after] = _transpose
 batching.primitive_batchers[_after] = _batch
 mlir.register_lowering(_after, _lowering(_barrier))
-mlir.register_lowering(_after, _lowering(_select), platform="cpu")
+mlir.register_lowering(_after, _lowering(_branch), platform="cpu")

@@ -32,9 +32,9 @@ def checkpoint(
     """`jax.checkpoint` that saves memory everywhere: the values inside `f` are computed again in the backward pass.
 
     XLA for CPU, as jax 0.10 has it, strips the barriers of `jax.checkpoint` from straight-line code and merges the second
-    computation with the first: nothing is saved. There, the recomputation takes some of its inputs, as few bytes as will
-    do, through a `where` whose predicate is made from the incoming cotangent: it is always true, but no compiler knows. With
-    newer versions this is `jax.checkpoint`, unchanged.
+    computation with the first: nothing is saved. There, the recomputation takes its inputs through a branch whose predicate
+    is made from the incoming cotangent: it is always taken, but no compiler knows. That copies the inputs, a region's at a
+    time. With newer versions this is `jax.checkpoint`, unchanged.
 
     The gradient has the bits of the plain one wherever XLA adds up in the same order: in straight-line code as a rule. In
     loops the order may change, with errors of the same size. Random numbers come from keys, so that the same ones are drawn
@@ -46,7 +46,7 @@ def checkpoint(
             taken as they are.
         policy: which results are kept instead: one of `jax.checkpoint_policies`, or `save_bytes`, `save_names`,
             `save_primitives`, `save_flops_per_byte`, and `any_of`, `all_of`, `not_` of such. None: nothing is kept.
-        prevent_cse: False leaves out the `where` (the barrier): where f is the body of a `lax.scan` and the whole scan is
+        prevent_cse: False leaves out the branch (the barrier): where f is the body of a `lax.scan` and the whole scan is
             differentiated, nothing can be merged anyway.
         static_argnums: positions of arguments that are no data, as for `jax.checkpoint`.
 

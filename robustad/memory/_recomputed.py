@@ -1,9 +1,9 @@
 """A `jax.checkpoint` whose recomputation waits for the cotangents.
 
 A call of a checkpointed function is one equation. Differentiated, it is JAX's own linearization of `jax.checkpoint`: the
-values that the policy keeps, and a linear map of these and the tangents. Transposed, that map takes what it needs of the
-kept values `after` the cotangents, so that no compiler can merge the recomputation with the first computation; and its
-transpose is such a call again, so that the same holds for every further derivative.
+values that the policy keeps, and a linear map of these and the tangents. Transposed, that map takes the kept values
+`after` the cotangents, so that no compiler can merge the recomputation with the first computation; and its transpose is
+such a call again, so that the same holds for every further derivative.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from robustad import _jaxpr
-from robustad._jaxpr import Body, Call
 from robustad.memory._after import after
 
 _call = Primitive("checkpointed")
@@ -70,8 +69,8 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[An
         return [ad.Zero(operands[i].aval) if i in wanted else None for i in range(len(operands))]
     avals = [operands[i].aval for i in wanted]
     arrived = [cotangents[k] for k in given]
-    waiting = _waiting(jaxpr, frozenset(wanted))
-    kept = {i: after(x, arrived) if i in waiting else x for i, x in enumerate(operands) if i not in wanted}
+    kept = {i: after(x, arrived) for i, x in enumerate(operands) if i not in wanted}
+    arrived = [after(ct, [ct]) for ct in arrived]  # else XLA fuses what is added to a cotangent on its way, and keeps it
 
     def backward(kept: dict[int, Array], arrived: Sequence[Array]) -> Any:
         def function(*steps: Array) -> list[Array]:
@@ -83,39 +82,6 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[An
 
     results = dict(zip(wanted, recomputed(backward, kept, arrived)))
     return [results.get(i) for i in range(len(operands))]
-
-
-_MOVES = frozenset({"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "iota"})
-"""Costs nothing to keep: XLA makes it again wherever it is used."""
-
-
-def _waiting(jaxpr: Any, linear: frozenset[int]) -> set[int]:
-    """The operands, but for the linear ones, that must wait so that all that is recomputed does: few bytes of them."""
-    program = _jaxpr.body(jaxpr)
-    waiting: set[int] = set()
-    sizes = [_jaxpr.nbytes(_jaxpr.aval(var)) for var in program.inputs]
-    kept = {var: frozenset({i}) for i, var in enumerate(program.inputs) if i not in linear}
-    _mark(program, kept, waiting, sizes)
-    return waiting
-
-
-def _mark(program: Body, sources: dict[Any, frozenset[int]], waiting: set[int], sizes: Sequence[int]) -> None:
-    """Adds to `waiting`; `sources`: of each variable that no tangent reaches, the kept operands that it is made from."""
-    for eqn in program.equations:
-        variables = [atom for atom in eqn.invars if _jaxpr.literal(atom) is None]
-        known = [var for var in variables if var in sources]
-        inner = _jaxpr.control(eqn)
-        if len(known) < len(variables) and isinstance(inner, Call):
-            entries = zip(inner.body.inputs, inner.of(eqn.invars))
-            nested = {var: sources[a] for var, a in entries if _jaxpr.literal(a) is None and a in sources}
-            _mark(inner.body, nested, waiting, sizes)
-            continue
-        made_from = frozenset().union(*(sources[var] for var in known))
-        computes = len(known) == len(variables) and eqn.primitive.name not in _MOVES
-        if made_from and not made_from & waiting and (computes or inner is not None):
-            waiting.add(min(made_from, key=lambda i: (sizes[i], i)))
-        if len(known) == len(variables):
-            sources.update((var, made_from) for var in eqn.outvars)
 
 
 def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, jaxpr: Any):

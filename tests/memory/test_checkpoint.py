@@ -92,17 +92,6 @@ def test_the_policy_decides_what_is_kept():
     assert nothing < dots < everything
 
 
-def test_only_what_is_needed_waits():
-    """Of a matrix product's operands the smaller: weights are not copied where activations are few, or the reverse."""
-    if _jaxpr.XLA_KEEPS_BARRIERS:
-        pytest.skip("nothing waits")
-    for rows, expected in ((4, (4, NARROW)), (400, (NARROW, WIDE))):
-        product = checkpoint(lambda w, x: jnp.sum(jnp.sin(x @ w)))
-        program = jax.make_jaxpr(jax.grad(product))(jnp.ones((NARROW, WIDE)), jnp.ones((rows, NARROW)))
-        waiting = [site.equation for site in _jaxpr.sites(_jaxpr.body(program)) if site.primitive == "after"]
-        assert [eqn.outvars[0].aval.shape for eqn in waiting] == [expected]
-
-
 def test_many_cotangents_recompute_once():
     x = jnp.linspace(0.1, 1.0, 5)
     f = checkpoint(lambda x: jnp.sin(x) * x)
