@@ -310,9 +310,9 @@ def repeated_effects(jaxpr: Any) -> list[str]:
     return [str(e) for e in jaxpr.effects if str(e) != "Debug" and type(e).__name__ != "NamedAxisEffect"]
 
 
-def is_recomputation(eqn: Equation) -> bool:
-    """Whether an equation is what a `jax.checkpoint` does again in the backward pass."""
-    return bool(eqn.primitive.name in ("remat2", "checkpoint", "remat") and eqn.params.get("differentiated"))
+def is_recomputed(eqn: Equation) -> bool:
+    """Whether an equation does again, in the backward pass of a `jax.checkpoint`, what the forward pass has done."""
+    return "rematted_computation" in str(eqn.source_info.name_stack)
 
 
 def is_differentiable(eqn: Equation) -> bool:

@@ -2,12 +2,19 @@
 
 from ._checkpoint import checkpoint
 from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
+from ._report import ArgumentBytes, MemoryReport, Moment, PolicyEffect, Residual, report
 
 __all__ = [
+    "ArgumentBytes",
+    "MemoryReport",
+    "Moment",
+    "PolicyEffect",
+    "Residual",
     "all_of",
     "any_of",
     "checkpoint",
     "not_",
+    "report",
     "save_bytes",
     "save_flops_per_byte",
     "save_names",

@@ -16,8 +16,6 @@ class Step:
     operands: tuple[int | None, ...]
     """None: a literal."""
     results: tuple[int, ...]
-    recomputed: bool
-    """Whether it repeats, in a `jax.checkpoint`, what the forward pass has computed."""
 
     @property
     def equation(self) -> Equation:
@@ -61,16 +59,14 @@ class _Flattening:
     def program(self, program: Body, path: Path) -> Flat:
         inputs = tuple(self._new(var) for var in program.inputs)
         steps: list[Step] = []
-        outputs = self._body(program, path, inputs, False, steps)
+        outputs = self._body(program, path, inputs, steps)
         return Flat(inputs, tuple(outputs), tuple(steps), tuple(self._avals))
 
     def _new(self, var: Any) -> int:
         self._avals.append(_jaxpr.aval(var))
         return len(self._avals) - 1
 
-    def _body(
-        self, program: Body, path: Path, inputs: Sequence[int | None], recomputed: bool, steps: list[Step]
-    ) -> list[int | None]:
+    def _body(self, program: Body, path: Path, inputs: Sequence[int | None], steps: list[Step]) -> list[int | None]:
         env: dict[Any, int | None] = {var: self._new(var) for var, _ in program.constants}
         env.update(zip(program.inputs, inputs))
 
@@ -81,12 +77,10 @@ class _Flattening:
             here = (*path, i)
             operands = tuple(read(atom) for atom in eqn.invars)
             if inner := opened(eqn):
-                again = recomputed or _jaxpr.is_recomputation(eqn)
-                env.update(zip(eqn.outvars, self._body(inner.body, (*here, 0), operands, again, steps)))
+                env.update(zip(eqn.outvars, self._body(inner.body, (*here, 0), operands, steps)))
                 continue
             results = tuple(self._new(var) for var in eqn.outvars)
-            site = self._sites[here]
-            steps.append(Step(site, operands, results, recomputed and not site.transposed))
+            steps.append(Step(self._sites[here], operands, results))
             env.update(zip(eqn.outvars, results))
         return [read(atom) for atom in program.outputs]
 

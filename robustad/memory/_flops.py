@@ -25,6 +25,18 @@ def program_flops(program: Body) -> int:
     return sum(map(equation_flops, program.equations))
 
 
+def recomputed_flops(program: Body) -> int:
+    """The operations that checkpoints in a gradient do a second time."""
+    total = 0
+    for eqn in program.equations:
+        if _jaxpr.is_recomputed(eqn):
+            total += equation_flops(eqn)
+        elif inner := _jaxpr.control(eqn):
+            times = inner.length if isinstance(inner, Scan) else 1
+            total += times * sum(map(recomputed_flops, _jaxpr.bodies(inner)))
+    return total
+
+
 def equation_flops(eqn: Any) -> int:
     """The operations of an equation, those inside it included."""
     inner = _jaxpr.control(eqn)

@@ -1,8 +1,8 @@
 """The bytes that are alive along a program, as XLA would lay them out: predicted, without compiling.
 
-What XLA fuses has no buffer of its own: an elementwise result that only elementwise operations and reductions use, if it is
-used once or is only moved data. An elementwise result takes the buffer of an operand of its size that nothing needs any more. The
-arguments and the results of the whole program have buffers of their own and are not counted.
+What XLA fuses has no buffer of its own: an elementwise result that only elementwise operations and reductions use, if it
+is used once or is only moved data. An elementwise result takes the buffer of an operand of its size that nothing needs any
+more. The arguments and the results of the whole program have buffers of their own and are not counted.
 """
 
 import dataclasses

@@ -70,7 +70,9 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[An
     avals = [operands[i].aval for i in wanted]
     arrived = [cotangents[k] for k in given]
     kept = {i: after(x, arrived) for i, x in enumerate(operands) if i not in wanted}
-    arrived = [after(ct, [ct]) for ct in arrived]  # else XLA fuses what is added to a cotangent on its way, and keeps it
+    arrived = [
+        after(ct, [ct]) for ct in arrived
+    ]  # else XLA fuses what is added to a cotangent on its way, and keeps it
 
     def backward(kept: dict[int, Array], arrived: Sequence[Array]) -> Any:
         def function(*steps: Array) -> list[Array]:
