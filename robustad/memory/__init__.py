@@ -1,11 +1,15 @@
 """Reverse mode that fits: what a gradient needs, and functions whose gradient needs less."""
 
 from ._checkpoint import checkpoint
+from ._fit import Certificate, Fitted, InfeasibleBudget, fit
 from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
 from ._report import ArgumentBytes, MemoryReport, Moment, PolicyEffect, Residual, report
 
 __all__ = [
     "ArgumentBytes",
+    "Certificate",
+    "Fitted",
+    "InfeasibleBudget",
     "MemoryReport",
     "Moment",
     "PolicyEffect",
@@ -13,6 +17,7 @@ __all__ = [
     "all_of",
     "any_of",
     "checkpoint",
+    "fit",
     "not_",
     "report",
     "save_bytes",

@@ -1,7 +1,7 @@
 """A program as one list of steps: calls are opened where they stand, loops and branches are steps that hold programs."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from robustad import _jaxpr
@@ -38,29 +38,49 @@ class Flat:
     outputs: tuple[int | None, ...]
     steps: tuple[Step, ...]
     avals: tuple[Any, ...]
+    constants: tuple[tuple[int, Any], ...]
 
 
-def flat(program: Body, sites: dict[Path, Site] | None = None, path: Path = ()) -> Flat:
-    """The steps of a program that stands at `path` of the one whose `sites` are given."""
-    return _Flattening(sites or {site.path: site for site in _jaxpr.sites(program)}).program(program, path)
+def flat(
+    program: Body,
+    sites: dict[Path, Site] | None = None,
+    path: Path = (),
+    opened: Callable[[Equation], Body | None] = lambda eqn: any_call(eqn),
+) -> Flat:
+    """The steps of a program that stands at `path` of the one whose `sites` are given.
+
+    `opened`: the program of an equation whose steps stand in its place, or None.
+    """
+    sites = sites or {site.path: site for site in _jaxpr.sites(program)}
+    return _Flattening(sites, opened).program(program, path)
 
 
-def opened(eqn: Equation) -> Call | ShardMap | None:
-    """What an equation calls, if its equations can stand in its place."""
+def any_call(eqn: Equation) -> Body | None:
+    """The program of whatever is a call: for looking at, since rules of derivatives are lost."""
     inner = _jaxpr.control(eqn)
-    return inner if isinstance(inner, ShardMap) or (isinstance(inner, Call) and inner.picked is None) else None
+    return inner.body if isinstance(inner, ShardMap) or (isinstance(inner, Call) and inner.picked is None) else None
+
+
+def plain_call(eqn: Equation) -> Body | None:
+    """The program of a call that means no more than its equations; of a checkpoint too, which a plan takes over."""
+    names = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "checkpointed")
+    if eqn.primitive.name not in names:
+        return None
+    placed = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
+    return None if any(map(_jaxpr.is_specified, placed)) else any_call(eqn)
 
 
 class _Flattening:
-    def __init__(self, sites: dict[Path, Site]):
-        self._sites = sites
+    def __init__(self, sites: dict[Path, Site], opened: Callable[[Equation], Body | None]):
+        self._sites, self._opened = sites, opened
         self._avals: list[Any] = []
+        self._constants: list[tuple[int, Any]] = []
 
     def program(self, program: Body, path: Path) -> Flat:
         inputs = tuple(self._new(var) for var in program.inputs)
         steps: list[Step] = []
         outputs = self._body(program, path, inputs, steps)
-        return Flat(inputs, tuple(outputs), tuple(steps), tuple(self._avals))
+        return Flat(inputs, tuple(outputs), tuple(steps), tuple(self._avals), tuple(self._constants))
 
     def _new(self, var: Any) -> int:
         self._avals.append(_jaxpr.aval(var))
@@ -68,6 +88,7 @@ class _Flattening:
 
     def _body(self, program: Body, path: Path, inputs: Sequence[int | None], steps: list[Step]) -> list[int | None]:
         env: dict[Any, int | None] = {var: self._new(var) for var, _ in program.constants}
+        self._constants.extend((env[var], value) for var, value in program.constants)  # pyright: ignore
         env.update(zip(program.inputs, inputs))
 
         def read(atom: Any) -> int | None:
@@ -76,8 +97,8 @@ class _Flattening:
         for i, eqn in enumerate(program.equations):
             here = (*path, i)
             operands = tuple(read(atom) for atom in eqn.invars)
-            if inner := opened(eqn):
-                env.update(zip(eqn.outvars, self._body(inner.body, (*here, 0), operands, steps)))
+            if inner := self._opened(eqn):
+                env.update(zip(eqn.outvars, self._body(inner, (*here, 0), operands, steps)))
                 continue
             results = tuple(self._new(var) for var in eqn.outvars)
             steps.append(Step(self._sites[here], operands, results))

@@ -37,6 +37,8 @@ class GradientCall:
             k for k, x in enumerate(self.specs) if positions[k] in chosen and jnp.issubdtype(x.dtype, jnp.inexact)
         ]
         self.positions = positions
+        fixed = tuple(x for x in self._leaves if not is_data(x))
+        self.key = (self._tree, tuple(map(str, self.specs)), tuple(map(_hashable, fixed)))
         if not self.differentiated:
             found = ", ".join(sorted({str(x.dtype) for k, x in enumerate(self.specs) if positions[k] in chosen}))
             raise ValueError(
@@ -118,6 +120,14 @@ def temporaries(compiled: Any) -> int:
 
 def is_data(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | bool | int | float | complex)
+
+
+def _hashable(x: Any) -> Any:
+    try:
+        hash(x)
+    except TypeError:
+        return id(x)
+    return x
 
 
 def _positions(argnums: int | Sequence[int], args: Sequence[Any]) -> set[int]:
