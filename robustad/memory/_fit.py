@@ -138,7 +138,11 @@ def _run_segment(
     def loop(step: Step, operands: Sequence[Any]) -> list[Any]:
         i = numbers[step.site.path]
         way = planner.way_of(i, segment.way)
-        return _jaxpr.bind(step.equation, operands) if way is None else run(step.equation, planner.bodies[i], operands, way)
+        return (
+            _jaxpr.bind(step.equation, operands)
+            if way is None
+            else run(step.equation, planner.bodies[i], operands, way)
+        )
 
     if segment.plain:
         run_steps(steps, values, special=loop)
@@ -176,22 +180,48 @@ class _Search:
         aim = self.budget * free.peak / max(1, self.unplanned.measured)
         correction = self.unplanned.measured / max(1, self.unplanned.predicted)
         tried: list[_Outcome] = []
-        for k in range(ATTEMPTS):
-            plan = self.planner.plan(aim) or self.planner.plan(1.001 * self.planner.least())
-            assert plan is not None
-            if any(plan.segments == one.plan.segments for one in tried):
+        while len(tried) < ATTEMPTS:
+            plan = self._next(aim, tried)
+            if plan is None:
                 break
             one = self._compiled(plan, correction)
             tried.append(one)
-            log.info("plan %d: %s of %s", k + 1, readable(one.measured), readable(self.budget))
+            told = (len(tried), readable(one.measured), readable(self.budget), readable(one.predicted))
+            log.info("plan %d: %s of %s, predicted %s", *told)
             correction *= one.measured / max(1, one.predicted)
             if CLOSE * self.budget <= one.measured <= self.budget:
                 break
-            aim = plan.peak * 0.98 * self.budget / one.measured
+            aim = self._aim(tried)
         held = [one for one in tried if one.measured <= self.budget]
         if not held:
             raise self._refusal(tried)
         return _Fit(min(held, key=lambda one: (one.flops, one.measured)), self.unplanned, self.budget, len(tried))
+
+    def _next(self, aim: float, tried: Sequence[_Outcome]) -> Plan | None:
+        """A plan that the model puts below `aim` and that is not one of those tried."""
+        held = any(one.measured <= self.budget for one in tried)
+        if len(tried) == ATTEMPTS - 1 and not held:
+            aim = min(aim, self.planner.least() * 1.05)
+        for _ in range(4):
+            plan = self.planner.plan(aim) or self.planner.plan(1.001 * self.planner.least())
+            if plan is None or all(plan.segments != one.plan.segments for one in tried):
+                return plan
+            if held:  # only a larger one could do with less recomputation
+                aim *= 1.04
+            else:
+                aim *= 0.93
+        return None
+
+    def _aim(self, tried: Sequence[_Outcome]) -> float:
+        """The model's bytes for which the measured ones should come to just below the budget."""
+        goal = 0.97 * self.budget
+        below = max((one for one in tried if one.measured <= self.budget), key=lambda one: one.measured, default=None)
+        above = min((one for one in tried if one.measured > self.budget), key=lambda one: one.measured, default=None)
+        if below and above and below.plan.peak < above.plan.peak:
+            share = (goal - below.measured) / (above.measured - below.measured)
+            return below.plan.peak + min(0.9, max(0.1, share)) * (above.plan.peak - below.plan.peak)
+        last = tried[-1]
+        return last.plan.peak * goal / max(1, last.measured)
 
     def _compiled(self, plan: Plan, correction: float) -> _Outcome:
         call = self.call
@@ -213,7 +243,11 @@ class _Search:
         largest = max(best.plan.segments, key=lambda s: s.inside)
         steps = self.call.flat.steps[largest.start : largest.stop]
         sized = sorted(
-            {(_jaxpr.nbytes(self.call.flat.avals[v]), str(self.call.flat.avals[v].str_short()), s.location) for s in steps for v in s.results},
+            {
+                (_jaxpr.nbytes(self.call.flat.avals[v]), str(self.call.flat.avals[v].str_short()), s.location)
+                for s in steps
+                for v in s.results
+            },
             key=lambda row: -row[0],
         )[:3]
         held = "; ".join(f"{shape} ({readable(size)}){_where(place)}" for size, shape, place in sized)
@@ -277,7 +311,9 @@ class Fitted:
         worst = 0.0
         for a, b in zip(*gradients):
             a, b = (np.asarray(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in (a, b))
-            worst = max(worst, float(np.max(np.abs(a - b), initial=0) / max(float(np.max(np.abs(a), initial=0)), 1e-30)))
+            worst = max(
+                worst, float(np.max(np.abs(a - b), initial=0) / max(float(np.max(np.abs(a), initial=0)), 1e-30))
+            )
         return worst
 
 

@@ -86,6 +86,11 @@ class _Flattening:
         self._avals.append(_jaxpr.aval(var))
         return len(self._avals) - 1
 
+    def _constant(self, literal: Any) -> int:
+        """The value that stands for a literal which enters or leaves a call."""
+        self._constants.append((self._new(literal), _jaxpr.literal_value(literal)))
+        return self._constants[-1][0]
+
     def _body(self, program: Body, path: Path, inputs: Sequence[int | None], steps: list[Step]) -> list[int | None]:
         env: dict[Any, int | None] = {var: self._new(var) for var, _ in program.constants}
         self._constants.extend((env[var], value) for var, value in program.constants)  # pyright: ignore
@@ -98,7 +103,10 @@ class _Flattening:
             here = (*path, i)
             operands = tuple(read(atom) for atom in eqn.invars)
             if inner := self._opened(eqn):
-                env.update(zip(eqn.outvars, self._body(inner, (*here, 0), operands, steps)))
+                given = [self._constant(a) if v is None else v for a, v in zip(eqn.invars, operands)]
+                outs = self._body(inner, (*here, 0), given, steps)
+                made = [self._constant(a) if v is None else v for a, v in zip(inner.outputs, outs)]
+                env.update(zip(eqn.outvars, made))
                 continue
             results = tuple(self._new(var) for var in eqn.outvars)
             steps.append(Step(self._sites[here], operands, results))

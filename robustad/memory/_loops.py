@@ -60,7 +60,9 @@ def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
         values = dict(body.constants) | dict(zip(body.inputs, [*consts, *carry, *x]))
         run_steps(body.steps, values, way.kept)
         outs = outputs_of(body, values, scan.body.outputs)
-        return [_jaxpr.as_weak(x, _jaxpr.aval(v)) for x, v in zip(outs[: scan.carry], scan.body.outputs)], outs[scan.carry :]
+        return [_jaxpr.as_weak(x, _jaxpr.aval(v)) for x, v in zip(outs[: scan.carry], scan.body.outputs)], outs[
+            scan.carry :
+        ]
 
     once = checkpoint(step, prevent_cse=False, policy=kept_policy(way.kept))
     if way.block == 1:

@@ -22,8 +22,10 @@ from robustad.memory._needs import Need, active, needs, step_flops
 
 DENSITIES = (math.inf, 32.0, 6.0, 1.0, 0.0)
 """Operations for a byte of result from which a result is kept inside a segment: nothing is, ..., everything is."""
-CUTS, FRONT, REACH = 72, 48, 40
-"""Candidate cuts; pairs kept at a cut; cuts that a segment may span."""
+FRONT, REACH = 24, 36
+"""Pairs kept at a cut; cuts that a segment may span."""
+COPIES = 0 if _jaxpr.XLA_KEEPS_BARRIERS else 1
+"""How often a recomputed segment holds what it reads, beside the original: see `_after`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Planner:
         self._sizes = [_jaxpr.nbytes(aval) for aval in program.avals]
         self._last = self._last_uses()
         self.bodies: dict[int, Flat] = {}
-        self.ways = {i: self._ways_of(i) for i, s in enumerate(program.steps) if s.name == "scan" and self._needs[i].inner}
+        self.ways = {
+            i: self._ways_of(i) for i, s in enumerate(program.steps) if s.name == "scan" and self._needs[i].inner
+        }
         self._crossing = self._bytes_between()
         self._cuts = self._candidates()
         self.forward_flops = sum(self._flops)
@@ -117,7 +121,8 @@ class Planner:
         loops."""
         n, crossing = len(self.program.steps), self._crossing
         forced = {c for i in self.ways for c in (i, i + 1) if 0 < c < n}
-        edges = sorted({round(k * n / CUTS) for k in range(CUTS + 1)} | {0, n})
+        count = 72 + n // 50
+        edges = sorted({round(k * n / count) for k in range(count + 1)} | {0, n})
         kept = {min(range(a, b), key=lambda c: (crossing[c], -c)) for a, b in itertools.pairwise(edges)}
         return sorted({0, n, *forced, *kept})
 
@@ -145,7 +150,7 @@ class Planner:
         touched: set[int] = set()
         kept: set[int] = set()
         again: set[int] = set()
-        flops = kept_bytes = held_bytes = inner = passing = largest = 0
+        flops = kept_bytes = held_bytes = copied = inner = passing = largest = 0
         plain = density == 0
         found = []
         stops_left = iter(stops)
@@ -154,10 +159,13 @@ class Planner:
 
         def touch(v: int, hold: bool) -> list[int]:
             """Notes that a value is wanted; the steps that have to be done again for it."""
-            nonlocal kept_bytes, held_bytes
+            nonlocal kept_bytes, held_bytes, copied
             v = self._root[v]
             i = self._maker.get(v, -1)
             if i < start:
+                if v not in touched:
+                    touched.add(v)
+                    copied += COPIES * self._sizes[v]
                 return []
             if hold and v not in held:
                 held.add(v)
@@ -205,6 +213,7 @@ class Planner:
                 saved = kept_bytes + out + (inner if plain else 0)
                 twice = 2 * largest + self._crossing[i + 1]
                 inside = sum(self._sizes[v] for v in kept | held) + inner + passing + twice
+                inside += 0 if plain else copied
                 found.append(Segment(start, i + 1, plain, frozenset(kept), way, flops, saved, inside))
                 stop = next(stops_left, math.inf)
         return found

@@ -19,7 +19,8 @@ def run_steps(
     """Adds the results of steps to `values`; those in `kept` are named. special: runs loops."""
     for step in steps:
         operands = [
-            _jaxpr.literal_value(atom) if v is None else values[v] for atom, v in zip(step.equation.invars, step.operands)
+            _jaxpr.literal_value(atom) if v is None else values[v]
+            for atom, v in zip(step.equation.invars, step.operands)
         ]
         with _jaxpr.at(step.equation):
             loop = special is not None and step.name == "scan"
