@@ -2,6 +2,7 @@
 
 from ._checkpoint import checkpoint
 from ._fit import Certificate, Fitted, InfeasibleBudget, fit
+from ._pareto import Pareto, ParetoPoint, pareto
 from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
 from ._report import ArgumentBytes, MemoryReport, Moment, PolicyEffect, Residual, report
 
@@ -12,6 +13,8 @@ __all__ = [
     "InfeasibleBudget",
     "MemoryReport",
     "Moment",
+    "Pareto",
+    "ParetoPoint",
     "PolicyEffect",
     "Residual",
     "all_of",
@@ -19,6 +22,7 @@ __all__ = [
     "checkpoint",
     "fit",
     "not_",
+    "pareto",
     "report",
     "save_bytes",
     "save_flops_per_byte",

@@ -17,7 +17,7 @@ from robustad.memory._bytes import in_bytes, readable
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import Flat, Step, flat, plain_call
 from robustad.memory._flops import program_flops
-from robustad.memory._gradient import GradientCall
+from robustad.memory._gradient import GradientCall, temporaries
 from robustad.memory._liveness import live
 from robustad.memory._loops import run
 from robustad.memory._plan import Plan, Planner, Segment
@@ -45,8 +45,8 @@ class Certificate:
 
     unplanned: of the function as it is. predicted: before the plan was compiled, corrected by the one compiled before it.
     flop_ratio: operations of the gradient against those of the unplanned one (1.0: nothing is done again). compiled: plans
-    that were compiled. difference: the largest difference between the gradients of the fitted function and of the function as
-    it is, in units of the leaf's largest element; None where the arguments are shapes alone, or it was not asked for.
+    that were compiled. difference: the largest difference between the gradients of the fitted function and of the function
+    as it is, in units of the leaf's largest element; None where the arguments are shapes alone, or it was not asked for.
     """
 
     budget: int
@@ -99,8 +99,8 @@ class _Call(GradientCall):
         traced, consts = _jaxpr.closed_over_nothing(jax.make_jaxpr(self._listed)(*self.specs))
         if effects := _jaxpr.repeated_effects(traced):
             raise NotImplementedError(
-                f"`{self.name}` has effects, {', '.join(effects)}, which recomputation would repeat. Take callbacks, ordered "
-                "prints and writes to references out of it; `jax.debug.print` may stay."
+                f"`{self.name}` has effects, {', '.join(effects)}, which recomputation would repeat. Take callbacks, "
+                "ordered prints and writes to references out of it; `jax.debug.print` may stay."
             )
         self.consts = list(consts)
         self.body = _jaxpr.body(traced)
@@ -235,7 +235,7 @@ class _Search:
         program = _jaxpr.body(traced.jaxpr)
         sites = {site.path: site for site in _jaxpr.sites(program)}
         predicted = int(correction * live(flat(program, sites), sites).peak)
-        measured = traced.lower().compile().memory_analysis().temp_size_in_bytes
+        measured = temporaries(traced.lower().compile())
         return _Outcome(plan, predicted, measured, program_flops(program))
 
     def _refusal(self, tried: Sequence[_Outcome]) -> InfeasibleBudget:
@@ -253,8 +253,8 @@ class _Search:
         held = "; ".join(f"{shape} ({readable(size)}){_where(place)}" for size, shape, place in sized)
         return InfeasibleBudget(
             f"`{self.call.name}` cannot be kept to {readable(self.budget)}: the least that was found is "
-            f"{readable(best.measured)} ({readable(self.unplanned.measured)} unplanned). Where it needs most there are {held}. "
-            "Give a larger budget, or smaller batches.",
+            f"{readable(best.measured)} ({readable(self.unplanned.measured)} unplanned). Where it needs most there are "
+            f"{held}. Give a larger budget, or smaller batches.",
             best.measured,
         )
 
@@ -332,7 +332,7 @@ def fit(
 
     Args:
         f: a scalar function, or with `has_aux` a function that returns (value, aux).
-        budget: bytes, a string as "2GiB", or a fraction of the temporaries that `f` needs as it is: a float below 1.
+        budget: bytes, a string as "2GiB", or a fraction of the temporaries that `f` needs as it is: a float up to 1.0.
         argnums: the positions of the arguments that will be differentiated.
         has_aux: f returns (value, aux).
 
@@ -360,6 +360,6 @@ def fit(
     """
     if not callable(f):
         raise TypeError(f"`f` is {f!r} of type {type(f).__name__}; expected a function.")
-    if isinstance(budget, float) and 0 < budget < 1:
+    if isinstance(budget, float) and 0 < budget <= 1:
         return Fitted(f, budget, argnums, has_aux)
     return Fitted(f, in_bytes(budget, "budget"), argnums, has_aux)

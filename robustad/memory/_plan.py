@@ -1,10 +1,10 @@
 """Where to cut a program into segments that are recomputed, and what to keep inside them, so that a budget holds.
 
-The backward pass goes through the segments from the last to the first. At segment j there are alive what the segments before
-it have kept, what it keeps itself, and what it makes again. So the constraint of a segment needs only the sum of what is kept
-to its left, and the cheapest plan is found by dynamic programming from left to right, over the pairs (bytes kept, operations
-done again) that no other pair beats. Inside a segment a few selections compete: keep nothing, keep results that take many
-operations for a byte, keep all.
+The backward pass goes through the segments from the last to the first. At segment j there are alive what the segments
+before it have kept, what it keeps itself, and what it makes again. So the constraint of a segment needs only the sum of
+what is kept to its left, and the cheapest plan is found by dynamic programming from left to right, over the pairs (bytes
+kept, operations done again) that no other pair beats. Inside a segment a few selections compete: keep nothing, keep results
+that take many operations for a byte, keep all.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from robustad import _jaxpr
 from robustad._jaxpr import Scan
@@ -200,6 +201,8 @@ class Planner:
                     leaving[v] = self._last[v]
             for v in need.values:
                 redo(touch(v, True))
+                if plain and step.name == "conv_general_dilated" and self._maker.get(self._root[v], start) < start:
+                    kept_bytes += self._sizes[self._root[v]]  # XLA keeps it transposed, for the gradient of the kernel
             if need.inner:
                 chosen = self.way_of(i, way)
                 inner += chosen.bytes if chosen else need.inner
@@ -212,7 +215,7 @@ class Planner:
                 out = sum(self._sizes[v] for v in leaving if v not in kept)
                 saved = kept_bytes + out + (inner if plain else 0)
                 twice = 2 * largest + self._crossing[i + 1]
-                inside = sum(self._sizes[v] for v in kept | held) + inner + passing + twice
+                inside = sum(self._sizes[v] for v in held - kept) + kept_bytes + inner + passing + twice
                 inside += 0 if plain else copied
                 found.append(Segment(start, i + 1, plain, frozenset(kept), way, flops, saved, inside))
                 stop = next(stops_left, math.inf)
@@ -231,33 +234,28 @@ class Planner:
 
     def plan(self, budget: float) -> Plan | None:
         """The plan with the fewest operations done again whose peak, by this model, is within the budget."""
-        fronts: dict[int, list[tuple[int, int, int, Segment | None, object]]] = {c: [] for c in self._cuts}
-        fronts[0] = [(0, 0, 0, None, None)]
+        fronts: dict[int, list[_Label]] = {c: [] for c in self._cuts}
+        fronts[0] = [_Label(0, 0, 0, None, None)]
+        each = self.forward_flops // 10**4  # no cut for nothing
         for start in self._cuts[:-1]:
             front = fronts[start] = _front(fronts[start])
             for segment in self._segments[start]:
                 for label in front:
-                    saved, flops, peak = label[:3]
-                    if saved + segment.inside > budget:
-                        continue
-                    entry = (
-                        saved + segment.saved,
-                        flops + segment.flops,
-                        max(peak, saved + segment.inside),
-                        segment,
-                        label,
-                    )
-                    fronts[segment.stop].append(entry)
+                    alive = label.saved + segment.inside
+                    if alive > budget:
+                        break  # the labels keep more and more
+                    saved, flops = label.saved + segment.saved, label.flops + segment.flops + each
+                    fronts[segment.stop].append(_Label(saved, flops, max(label.peak, alive), segment, label))
         ends = fronts[self._cuts[-1]]
         if not ends:
             return None
-        best = min(ends, key=lambda label: (label[1], label[2]))
+        best: _Label | None = min(ends, key=lambda label: (label.flops, label.peak))
+        peak = best.peak
         segments: list[Segment] = []
-        label = best
-        while label[3] is not None:
-            segments.append(label[3])
-            label = label[4]  # pyright: ignore[reportAssignmentType]
-        return Plan(tuple(reversed(segments)), best[1], best[2])
+        while best is not None and best.segment is not None:
+            segments.append(best.segment)
+            best = best.before
+        return Plan(tuple(reversed(segments)), sum(s.flops for s in segments), peak)
 
     def least(self) -> int:
         """The smallest budget, within a percent, for which there is a plan."""
@@ -269,11 +267,21 @@ class Planner:
         return math.ceil(high)
 
 
-def _front(labels: Sequence) -> list:
+class _Label(NamedTuple):
+    """A plan of the program up to a cut: bytes kept, operations done again, largest bytes alive."""
+
+    saved: int
+    flops: int
+    peak: int
+    segment: Segment | None
+    before: "_Label | None"
+
+
+def _front(labels: Sequence[_Label]) -> list[_Label]:
     """The pairs (bytes, operations) that no other beats, thinned out."""
-    kept: list = []
+    kept: list[_Label] = []
     for label in sorted(labels, key=lambda label: label[:3]):
-        if not kept or label[1] < kept[-1][1]:
+        if not kept or label.flops < kept[-1].flops:
             kept.append(label)
     if len(kept) > FRONT:
         step = (len(kept) - 1) / (FRONT - 1)
