@@ -26,6 +26,12 @@ def after(x: Array, tokens: Sequence[Array]) -> Array:
     return _after.bind(x, *tokens) if tokens else x
 
 
+def sealed(x: Array) -> Array:
+    """`x`, computed once: else XLA, where it fuses elementwise operations, may compute x again for a later use, and keep for
+    that all that x is made of."""
+    return lax.optimization_barrier(x) if _jaxpr.XLA_KEEPS_BARRIERS else after(x, [x])
+
+
 def _branch(x: Array, *tokens: Array) -> Array:
     bits = [_bits(token) for token in tokens if token.size]
     if not bits or not x.size:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
+from robustad.memory._after import sealed
 from robustad.memory._bytes import in_bytes, readable
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import Flat, Step, flat, plain_call
@@ -21,7 +22,7 @@ from robustad.memory._gradient import GradientCall, temporaries
 from robustad.memory._liveness import live
 from robustad.memory._loops import run
 from robustad.memory._plan import Plan, Planner, Segment
-from robustad.memory._running import kept_policy, outputs_of, run_steps
+from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
 
 log = logging.getLogger("robustad")
 
@@ -144,12 +145,16 @@ def _run_segment(
             else run(step.equation, planner.bodies[i], operands, way)
         )
 
+    made = {v for step in steps for v in step.results}
+    given = [v for v in made if last.get(v, -1) >= segment.stop]
+    fused = (
+        {v for step in steps if is_fused(step) for v in step.results} if segment.stop < len(program.steps) else set()
+    )
     if segment.plain:
         run_steps(steps, values, special=loop)
+        values.update((v, sealed(values[v])) for v in given if v in fused)
         return
-    made = {v for step in steps for v in step.results}
     read = [v for v in dict.fromkeys(v for step in steps for v in step.operands) if v is not None and v not in made]
-    given = [v for v in made if last.get(v, -1) >= segment.stop]
 
     def recomputed(operands: list[Any]) -> list[Any]:
         inside = dict(zip(read, operands))
@@ -157,7 +162,7 @@ def _run_segment(
         return [inside[v] for v in given]
 
     outs = checkpoint(recomputed, policy=kept_policy(segment.kept))([values[v] for v in read])
-    values.update(zip(given, outs))
+    values.update((v, sealed(x) if v in fused else x) for v, x in zip(given, outs))
 
 
 class _Search:

@@ -21,7 +21,7 @@ from robustad.memory._liveness import SAME_BUFFER
 from robustad.memory._loops import Way, ways
 from robustad.memory._needs import Need, active, needs, step_flops
 
-DENSITIES = (math.inf, 32.0, 6.0, 1.0, 0.0)
+DENSITIES = (math.inf, 100.0, 25.0, 6.0, 1.0, 0.0)
 """Operations for a byte of result from which a result is kept inside a segment: nothing is, ..., everything is."""
 FRONT, REACH = 24, 36
 """Pairs kept at a cut; cuts that a segment may span."""
@@ -214,8 +214,8 @@ class Planner:
                 leaving = {v: end for v, end in leaving.items() if end >= stop}
                 out = sum(self._sizes[v] for v in leaving if v not in kept)
                 saved = kept_bytes + out + (inner if plain else 0)
-                twice = 2 * largest + self._crossing[i + 1]
-                inside = sum(self._sizes[v] for v in held - kept) + kept_bytes + inner + passing + twice
+                cotangents = largest + self._crossing[i + 1]
+                inside = sum(self._sizes[v] for v in held - kept) + kept_bytes + inner + passing + cotangents
                 inside += 0 if plain else copied
                 found.append(Segment(start, i + 1, plain, frozenset(kept), way, flops, saved, inside))
                 stop = next(stops_left, math.inf)

@@ -6,7 +6,9 @@ from typing import Any
 from jax.ad_checkpoint import checkpoint_name
 
 from robustad import _jaxpr
+from robustad.memory._after import sealed
 from robustad.memory._flat import Flat, Step
+from robustad.memory._liveness import FUSIBLE
 from robustad.memory._policies import Policy, save_names
 
 
@@ -26,7 +28,14 @@ def run_steps(
             loop = special is not None and step.name == "scan"
             results = special(step, operands) if loop else _jaxpr.bind(step.equation, operands)  # pyright: ignore
             for v, result in zip(step.results, results):
-                values[v] = checkpoint_name(result, _name(v)) if v in kept else result
+                if v in kept:
+                    result = checkpoint_name(sealed(result) if is_fused(step) else result, _name(v))
+                values[v] = result
+
+
+def is_fused(step: Step) -> bool:
+    """Whether XLA may compute a step's result anew wherever it is used."""
+    return step.name in FUSIBLE or step.name == "custom_jvp_call"
 
 
 def kept_policy(kept: Collection[int]) -> Policy:
