@@ -259,10 +259,10 @@ def test_loops_in_blocks(reverse):
 
 
 def test_a_plan_takes_seconds():
-    """Ten thousand equations; the bar is a minute."""
+    """Five thousand equations; the bar is half a minute."""
     import time
 
-    ws = [WS[0]] * 1600
+    ws = [WS[0]] * 800
 
     def deep(ws, x):
         for w in ws:
@@ -270,12 +270,12 @@ def test_a_plan_takes_seconds():
         return jnp.mean(x**2)
 
     call = _Call(deep, 0, False, (ws, X), {})
-    assert len(call.flat.steps) > 7000
+    assert len(call.flat.steps) >= 4000
     begin = time.process_time()
     planner = Planner(call.flat, call.moved)
     free = planner.plan(math.inf)
     half = planner.plan(0.5 * free.peak)
-    assert time.process_time() - begin < 60
+    assert time.process_time() - begin < 30
     assert half.peak <= 0.5 * free.peak and half.flops <= 0.35 * planner.forward_flops
 
 
