@@ -249,7 +249,7 @@ def test_loops_in_blocks(reverse):
         WS[0][:, :64].T @ WS[1][:, :64],
         jnp.asarray(np.random.default_rng(0).normal(size=(61, 64, 64)), jnp.float32),
     )
-    fitted = fit(loss, 0.45)
+    fitted = fit(loss, 0.72 if _jaxpr.XLA_KEEPS_BARRIERS else 0.6)
     ours, theirs = (jax.jit(jax.value_and_grad(f))(w, xs) for f in (fitted, loss))
     chex.assert_trees_all_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert fitted.certificate(w, xs).holds
