@@ -110,12 +110,14 @@ class _Call(GradientCall):
 
     def _listed(self, *arrays: Any) -> list[Any]:
         value, aux = self.function(*arrays)
-        leaves, self._structure = jax.tree.flatten((value, aux))
-        return leaves
+        return [value, *aux]
 
     def result(self, outputs: Sequence[Any]) -> Any:
         """What the function returns, of the outputs of its program."""
-        value, aux = self._structure.unflatten(outputs)
+        value, *data = outputs
+        tree, fixed = self.aux
+        left = iter(data)
+        aux = jax.tree.unflatten(tree, [next(left) if x is None else x for x in fixed])
         return (value, aux) if self._has_aux else value
 
 

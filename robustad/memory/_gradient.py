@@ -52,7 +52,7 @@ class GradientCall:
         return [None if isinstance(x := self._leaves[i], jax.ShapeDtypeStruct) else x for i in self._data]
 
     def function(self, *arrays: Any) -> Any:
-        """`f` of its arrays: (value, aux)."""
+        """`f` of its arrays: (value, arrays and numbers among the auxiliary output); the others stand in `aux`."""
         leaves = list(self._leaves)
         for i, x in zip(self._data, arrays):
             leaves[i] = x
@@ -68,7 +68,9 @@ class GradientCall:
                 f"`{self.name}` returns {found}; expected a scalar of a floating dtype. Reduce it "
                 "by `jnp.sum` or `jnp.mean`" + ("." if self._has_aux else ", or give has_aux=True for (value, aux).")
             )
-        return value, jax.tree.map(lambda x: x if is_data(x) else None, aux)
+        leaves, tree = jax.tree.flatten(aux)
+        self.aux = (tree, [None if is_data(x) else x for x in leaves])
+        return value, [x for x in leaves if is_data(x)]
 
     def of(self, f: Callable[..., Any]) -> "GradientCall":
         """The same call of another function of its signature."""

@@ -38,10 +38,17 @@ def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int,
     found = [Way(0, frozenset(), inner, 0, 0)]
     for kept, size, passing, flops in selections:
         found.append(Way(1, kept, scan.length * (carry + size), passing, scan.length * flops))
-    block = round(math.sqrt(scan.length))
+    root = math.sqrt(scan.length)
+    block = min(
+        range(1, scan.length + 1), key=lambda b: (scan.length % b > 0 or b > 2 * root or 2 * b < root, abs(b - root))
+    )
     if block > 1:
         kept, size, passing, flops = selections[-1]
         states = math.ceil(scan.length / block) * carry
+        if scan.length % block:  # the elements are cut in two, which copies them
+            states += scan.length * sum(
+                _jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts + scan.carry :]
+            )
         found.append(Way(block, kept, states, block * (carry + size) + passing, 2 * scan.length * flops))
     best = [way for way in found if not way.block or way.bytes + way.passing < inner]
     return sorted(best, key=lambda way: -way.bytes - way.passing)
