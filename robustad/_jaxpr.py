@@ -11,6 +11,7 @@ extension.
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax._src import checkify, source_info_util
+from jax._src.interpreters import partial_eval
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
 from jax.interpreters import ad
@@ -58,6 +60,12 @@ def trace(f: Callable[..., Any], *args: Any) -> tuple[Body, Any]:
     return body(jaxpr), shapes
 
 
+def closed_over_nothing(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """A closed jaxpr with its constants made its first inputs, and the constants."""
+    opened = partial_eval.convert_constvars_jaxpr(getattr(jaxpr, "jaxpr", jaxpr))
+    return opened if hasattr(opened, "consts") else ClosedJaxpr(opened, ()), list(jaxpr.consts)
+
+
 def aval(atom: Any) -> Any:
     """The shape and dtype of a variable or literal."""
     return atom.aval
@@ -66,6 +74,11 @@ def aval(atom: Any) -> Any:
 def is_symbolic(shape: Sequence[Any]) -> bool:
     """Whether a shape has dimensions that are not known yet (`jax.export.symbolic_shape`), which cannot be compared."""
     return not all(isinstance(n, int) for n in shape)
+
+
+def nbytes(aval: Any) -> int:
+    """The bytes of an array of that shape and dtype; of a key, of its data."""
+    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "dtype") else 0
 
 
 def is_mutable(atom: Any) -> bool:
@@ -200,6 +213,7 @@ class ShardMap:
 Control: TypeAlias = Call | Scan | While | Cond | ShardMap
 
 _CALLS = {  # primitive: the parameter that holds its body
+    "checkpointed": "jaxpr",  # memory._recomputed
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -345,6 +359,16 @@ def has_effects(eqn: Equation) -> bool:
 def visible(effects: Any) -> list[Any]:
     """The effects that can be seen from outside: all but the use of a mesh axis."""
     return [effect for effect in effects if type(effect).__name__ != "NamedAxisEffect"]
+
+
+def repeated_effects(jaxpr: Any) -> list[str]:
+    """What would be seen to happen twice if a program ran twice, but for prints to debug."""
+    return [str(e) for e in visible(jaxpr.effects) if str(e) != "Debug"]
+
+
+def is_recomputed(eqn: Equation) -> bool:
+    """Whether an equation does again, in the backward pass of a `jax.checkpoint`, what the forward pass has done."""
+    return "rematted_computation" in str(eqn.source_info.name_stack)
 
 
 def is_differentiable(eqn: Equation) -> bool:
@@ -572,6 +596,13 @@ def check_for_nan(primitive: Primitive) -> None:
 def is_specified(sharding: Any) -> bool:
     """Whether a sharding of a `jit` call's arrays says anything."""
     return sharding is not None and type(sharding).__name__ != "UnspecifiedValue"
+
+
+# ------------------------------------------------------------------------------------------------------ XLA
+
+
+XLA_KEEPS_BARRIERS = jax.__version_info__ >= (0, 11)
+"""Whether XLA on CPU leaves an optimization barrier in straight-line code until equal computations have been merged."""
 
 
 # ------------------------------------------------------------------------------------------------ library functions

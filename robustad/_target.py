@@ -59,7 +59,7 @@ def imported(path: Path) -> Iterator[ModuleType]:
     sys.modules[name] = module
     try:
         log.info("importing %s", path)
-        with _users_errors(f"{path} cannot be imported"):
+        with users_errors(f"{path} cannot be imported"):
             spec.loader.exec_module(module)
         yield module
     finally:
@@ -99,7 +99,7 @@ def from_file(module: ModuleType, path: Path, f: Callable[..., Any], source: str
     given = getattr(module, source)
     if type(given) is not tuple and callable(given):  # a NamedTuple may be a loss's one argument
         log.info("calling %s()", source)
-        with _users_errors(f"`{source}()` of {path} fails"):
+        with users_errors(f"`{source}()` of {path} fails"):
             given = given()
     if given is None:
         raise CommandError(
@@ -205,7 +205,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _users_errors(failing: str) -> Iterator[None]:
+def users_errors(failing: str) -> Iterator[None]:
     """What the user's code raises, told with its place."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""The command line: `robustad demo`, `robustad audit FILE.py:function` and `robustad doctor`.
+"""The command line: `robustad demo`, `audit FILE.py:function`, `memory FILE.py:function` and `doctor`.
 
 Exit codes: 0 all is good, 1 it is not, 2 the command could not run. The report alone goes to standard output;
 progress, errors and whatever the user's file prints go to standard error.
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = extras.SubcommandApp()
     app.command(demo)
     app.command(audit)
+    app.command(memory)
     app.command(doctor)
     purpose = "Finds where and why a JAX gradient is numerically wrong."
     markers = (conf.FlagCreatePairsOff, conf.DisallowNone, conf.PositionalMetavarFromFieldName)
@@ -162,6 +163,75 @@ def audit(
     else:
         _show(report, all)
     return 0 if report.ok else 1
+
+
+@_command
+def memory(
+    target: str,
+    /,
+    *,
+    args: str = "example_args",
+    npz: Path | None = None,
+    argnums: tuple[int, ...] = (0,),
+    has_aux: bool = False,
+    donate: tuple[int, ...] = (),
+    fits: str | None = None,
+    compile: bool = True,
+    json: bool = False,
+    html: Path | None = None,
+    verbose: bool = False,
+    traceback: bool = False,
+) -> int:
+    """Tell what the gradient of a loss needs in memory, and which lines hold it.
+
+    Exit code 0: told, and it fits; 1: it needs more than --fits; 2: it could not run. Nothing is computed: the gradient is
+    compiled for the shapes of the arguments that a function of the file returns.
+
+    Args:
+        target: the loss, as FILE.py:function.
+        args: the function of the file that returns the arguments, or a tuple there; jax.ShapeDtypeStruct will do.
+        npz: take the arguments from an .npz file instead, by the names of the loss's parameters.
+        argnums: the positions of the arguments to differentiate.
+        has_aux: the loss returns (value, aux).
+        donate: the positions of the arguments that the caller donates.
+        fits: a size as 2GiB that arguments, results and temporaries together must not exceed.
+        compile: compile, and measure; without, predict only.
+        json: print JSON.
+        html: write the report to this file too, as a page for a browser.
+        verbose: say what is being done, a line a step.
+        traceback: show the whole traceback of an error.
+    """
+    from robustad.memory import report
+    from robustad.memory._bytes import in_bytes, readable
+
+    if npz and args != "example_args":
+        raise CommandError(
+            f"got --args {args} and --npz {npz}: the arguments come from one of them. Leave the other out."
+        )
+    _target.refuse_unwritable(html)
+    try:
+        most = None if fits is None else in_bytes(fits, "--fits")
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    path, name = _target.split(target)
+    with _progress(verbose), contextlib.redirect_stdout(sys.stderr), _target.imported(path) as module:
+        f = _target.function(module, path, name)
+        given, named = _target.from_npz(npz, f) if npz else (_target.from_file(module, path, f, args), {})
+        which = argnums[0] if len(argnums) == 1 else argnums
+        with _target.users_errors(f"the memory of `{name}` cannot be told"):
+            needs = report(f, argnums=which, has_aux=has_aux, donate_argnums=donate, compile=compile)(*given, **named)
+    if html:
+        html.write_text(needs.to_html(), encoding="utf-8")
+        print(f"robustad: wrote {html}", file=sys.stderr)
+    if json:
+        print(needs.to_json(indent=2))
+    else:
+        _print(str(needs))
+    if most is None:
+        return 0
+    if not json:
+        _print(f"{readable(needs.total)} {'fits in' if needs.fits(most) else 'does not fit in'} {readable(most)}")
+    return 0 if needs.fits(most) else 1
 
 
 @_command

@@ -6,10 +6,10 @@ from html import escape
 
 import numpy as np
 
+from robustad._html_style import PAGE, STYLE
 from robustad.diagnosis._contribution import Contribution
 from robustad.diagnosis._error_map import error_map
 from robustad.diagnosis._finding import Finding
-from robustad.diagnosis._html_style import PAGE, STYLE
 from robustad.diagnosis._marked_lines import MarkedLine, around, marked_lines
 from robustad.diagnosis._report import LeafSummary, Report
 

@@ -1,8 +1,45 @@
-"""Memory: reverse mode that fits."""
+"""Reverse mode that fits: what a gradient needs, and functions and loops whose gradient needs less."""
 
-from robustad.memory._accumulate import accumulate_gradients as accumulate_gradients
-from robustad.memory._scan import checkpointed_scan as checkpointed_scan
-from robustad.memory._schedule import Action as Action
-from robustad.memory._schedule import Schedule as Schedule
-from robustad.memory._schedule import revolve_schedule as revolve_schedule
-from robustad.memory._while import checkpointed_while as checkpointed_while
+from ._accumulate import accumulate_gradients
+from ._checkpoint import checkpoint
+from ._fit import Certificate, Fitted, InfeasibleBudget, fit
+from ._hvp import hvp
+from ._jacobian import jacobian
+from ._pareto import Pareto, ParetoPoint, pareto
+from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
+from ._report import ArgumentBytes, MemoryReport, Moment, PolicyEffect, Residual, report
+from ._scan import checkpointed_scan
+from ._schedule import Action, Schedule, revolve_schedule
+from ._while import checkpointed_while
+
+__all__ = [
+    "Action",
+    "ArgumentBytes",
+    "Certificate",
+    "Fitted",
+    "InfeasibleBudget",
+    "MemoryReport",
+    "Moment",
+    "Pareto",
+    "ParetoPoint",
+    "PolicyEffect",
+    "Residual",
+    "Schedule",
+    "accumulate_gradients",
+    "all_of",
+    "any_of",
+    "checkpoint",
+    "checkpointed_scan",
+    "checkpointed_while",
+    "fit",
+    "hvp",
+    "jacobian",
+    "not_",
+    "pareto",
+    "report",
+    "revolve_schedule",
+    "save_bytes",
+    "save_flops_per_byte",
+    "save_names",
+    "save_primitives",
+]

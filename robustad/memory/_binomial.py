@@ -46,8 +46,11 @@ def split(n: int, s: int) -> int:
 def bounds(n: int, s: int, r: int) -> np.ndarray:
     """min(β(i, k), n) for i ≤ s and k ≤ r, int32: what `traced_split` looks up."""
     table = np.ones((s + 1, r + 1), np.int64)
-    for i in range(1, s + 1):
-        table[i] = np.minimum(np.cumsum(table[i - 1]), n)
+    along = (
+        table if s <= r else table.T
+    )  # β(i, k) is the sum of β(i - 1, j) over j ≤ k, and the same the other way round
+    for i in range(1, len(along)):
+        along[i] = np.minimum(np.cumsum(along[i - 1]), n)
     return table.astype(np.int32)
 
 

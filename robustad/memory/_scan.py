@@ -11,8 +11,9 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from robustad import _jaxpr
-from robustad.memory import _byte_count, _loop_plan, _loop_primitive, _step
+from robustad.memory import _loop_plan, _loop_primitive, _step
 from robustad.memory._arguments import integer_from, positive_integer
+from robustad.memory._bytes import in_bytes, readable
 from robustad.memory._loop import Loop, Plan
 
 _Carry = TypeVar("_Carry")
@@ -86,7 +87,7 @@ def checkpointed_scan(
     carry = _step.as_arrays(_NAME, "init", init)
     xs = _step.as_arrays(_NAME, "xs", xs)
     length = _length(xs, length)
-    unroll = positive_integer("unroll", int(unroll) if unroll is not False else 1)
+    unroll = positive_integer("unroll", int(unroll) or 1 if isinstance(unroll, bool) else unroll)
     leaves, tree = jax.tree.flatten(carry)
     if length == 0:
         return lax.scan(body, init, xs, length=0)
@@ -115,7 +116,7 @@ def checkpointed_scan(
 
 def limit_of(name: str, carry: list[Any], checkpoints: int | None, budget: int | str | None) -> tuple[int, int | None]:
     """The bytes of a state, and those that stored states may take, None where the caller does not say."""
-    state = _byte_count.of(map(jax.typeof, carry))
+    state = sum(map(_jaxpr.nbytes, map(jax.typeof, carry)))
     if checkpoints is not None and budget is not None:
         raise ValueError(
             f"`checkpoints` and `budget` of `{name}` say the same in two ways: give one of them; got {checkpoints!r} and "
@@ -125,11 +126,11 @@ def limit_of(name: str, carry: list[Any], checkpoints: int | None, budget: int |
         return max(state, 1), positive_integer("checkpoints", checkpoints) * max(state, 1)
     if budget is None:
         return max(state, 1), None
-    limit = _byte_count.parse("budget", budget)
+    limit = in_bytes(budget, "budget")
     if limit < state:
         raise ValueError(
-            f"`budget` of `{name}` must hold at least one state of the loop, {_byte_count.text(state)}; got "
-            f"{_byte_count.text(limit)}. A smaller state is the only remedy: what no step changes can be closed over."
+            f"`budget` of `{name}` must hold at least one state of the loop, {readable(state)}; got "
+            f"{readable(limit)}. A smaller state is the only remedy: what no step changes can be closed over."
         )
     return max(state, 1), limit
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.memory import _byte_count
 
 
 def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[Any, list[Any], list[Any], Any]:
@@ -79,7 +78,7 @@ def tape(step: Any, consts: int) -> int:
     program = _jaxpr.body(jax.make_jaxpr(kept)(*step.in_avals))
     reached = _jaxpr.reached(program, [i >= consts for i in range(len(moved))])
     outputs = {id(v): _jaxpr.aval(v) for v, r in zip(program.outputs, reached) if r}
-    return _byte_count.of(outputs.values())
+    return sum(map(_jaxpr.nbytes, outputs.values()))
 
 
 def _strong(x: Any) -> Any:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from robustad.memory import _binomial, _online, checkpointed_while
 from tests.memory._loops import normal, worst
@@ -78,6 +80,22 @@ def test_steps_past_the_end_of_another_do_no_harm():
     assert np.all(np.isfinite(got[1]))
     assert worst(got, jax.vmap(jax.value_and_grad(masked))(x)) < 1e-6
     assert worst(jax.jit(jax.grad(lambda x: jnp.sum(jax.vmap(root)(x))))(x), got[1]) < 1e-6
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_lengths_that_differ_between_devices(check_vma):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    x = jnp.array([0.1, 0.5, 0.9, 9.0])
+
+    def loop(w, x):
+        return checkpointed_while(lambda c: c < 5, lambda c: c * w + 0.1, x, max_steps=15, checkpoints=3)
+
+    def local(w, x):
+        return lax.pmean(loop(lax.pcast(w, ("data",), to="varying") if check_vma else w, x[0]), "data")
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=check_vma)
+    got = jax.jit(jax.grad(mapped, (0, 1)))(1.3, x)
+    assert worst(got, jax.jit(jax.grad(lambda w, x: sum(loop(w, each) for each in x) / 4, (0, 1)))(1.3, x)) < 1e-6
 
 
 def test_newton():

@@ -3,6 +3,8 @@
 import functools
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,6 +100,15 @@ def test_unequal_steps_by_brute_force(costs, s):
 def test_equal_costs_give_the_binomial_optimum():
     for n, s in ((1, 1), (7, 2), (40, 4), (5, 9)):
         assert revolve_schedule(n, s, costs=[1] * n).cost == revolve_schedule(n, s).advances
+
+
+def test_splits_in_a_program():
+    for n, s in ((70, 2), (70, 5), (300, 60)):
+        r = binomial.repetitions(n, s)
+        table = binomial.bounds(n, s, r)
+        pairs = [(m, i) for i in range(2, s + 1) for m in range(2, min(n, binomial.math.comb(i + r, i)) + 1)]
+        split = jax.jit(jax.vmap(functools.partial(binomial.traced_split, table)))
+        assert split(*jnp.asarray(pairs).T).tolist() == [binomial.split(m, i) for m, i in pairs]
 
 
 def test_unequal_steps_gain():

@@ -1,0 +1,372 @@
+"""`fit`: the same function, its gradient within a budget of bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from robustad import _jaxpr
+from robustad.memory._after import sealed
+from robustad.memory._bytes import in_bytes, readable
+from robustad.memory._checkpoint import checkpoint
+from robustad.memory._flat import Flat, Step, flat, plain_call
+from robustad.memory._flops import program_flops
+from robustad.memory._gradient import GradientCall, temporaries
+from robustad.memory._liveness import live
+from robustad.memory._loops import run
+from robustad.memory._plan import Plan, Planner, Segment
+from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
+
+log = logging.getLogger("robustad")
+
+ATTEMPTS = 4
+"""Plans that are compiled at most, beside the function as it is."""
+CLOSE = 0.93
+"""A plan that measures between this share of the budget and the budget is good enough."""
+
+
+class InfeasibleBudget(ValueError):  # noqa: N818 (what it is, not an error of the program)
+    """No plan keeps to the budget. least: the bytes of the best that was measured."""
+
+    def __init__(self, message: str, least: int):
+        super().__init__(message)
+        self.least = least
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What a fitted function comes to at arguments of some shapes. Sizes are bytes of temporaries of `value_and_grad`.
+
+    unplanned: of the function as it is. predicted: before the plan was compiled, corrected by the one compiled before it.
+    flop_ratio: operations of the gradient against those of the unplanned one (1.0: nothing is done again). compiled: plans
+    that were compiled. difference: the largest difference between the gradients of the fitted function and of the function
+    as it is, in units of the leaf's largest element; None where the arguments are shapes alone, or it was not asked for.
+    """
+
+    budget: int
+    unplanned: int
+    predicted: int
+    measured: int
+    flop_ratio: float
+    segments: int
+    compiled: int
+    difference: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the measured bytes are within the budget."""
+        return self.measured <= self.budget
+
+    def __str__(self) -> str:
+        agreed = "" if self.difference is None else f", gradients agree to {self.difference:.1e}"
+        return (
+            f"{readable(self.measured)} of {readable(self.budget)} ({readable(self.unplanned)} unplanned, "
+            f"{readable(self.predicted)} predicted), {self.flop_ratio - 1:+.1%} operations{agreed}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """A plan that was compiled."""
+
+    plan: Plan
+    predicted: int
+    measured: int
+    flops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """The plan for arguments of some shapes."""
+
+    chosen: _Outcome
+    unplanned: _Outcome
+    budget: int
+    compiled: int
+
+
+class _Call(GradientCall):
+    """A call as a flat program of its arrays and of those that the function closes over."""
+
+    def __init__(self, f: Callable[..., Any], argnums: Any, has_aux: bool, args: Any, kwargs: Any):
+        super().__init__(f, argnums, has_aux, args, kwargs)
+        traced, consts = _jaxpr.closed_over_nothing(jax.make_jaxpr(self._listed)(*self.specs))
+        if effects := _jaxpr.repeated_effects(traced):
+            raise NotImplementedError(
+                f"`{self.name}` has effects, {', '.join(effects)}, which recomputation would repeat. Take callbacks, "
+                "ordered prints and writes to references out of it; `jax.debug.print` may stay."
+            )
+        self.consts = list(consts)
+        self.body = _jaxpr.body(traced)
+        self.flat: Flat = flat(self.body, opened=plain_call)
+        self.moved = [len(self.consts) + k for k in self.differentiated]
+
+    def _listed(self, *arrays: Any) -> list[Any]:
+        value, aux = self.function(*arrays)
+        return [value, *aux]
+
+    def result(self, outputs: Sequence[Any]) -> Any:
+        """What the function returns, of the outputs of its program."""
+        value, *data = outputs
+        tree, fixed = self.aux
+        left = iter(data)
+        aux = jax.tree.unflatten(tree, [next(left) if x is None else x for x in fixed])
+        return (value, aux) if self._has_aux else value
+
+
+def run_plan(call: _Call, planner: Planner, plan: Plan, arrays: Sequence[Any]) -> list[Any]:
+    """The outputs of the program, its segments recomputed as planned. arrays: consts first."""
+    program = call.flat
+    values: dict[int, Any] = dict(program.constants) | dict(zip(program.inputs, arrays))
+    last = {v: i for i, step in enumerate(program.steps) for v in step.operands if v is not None}
+    last |= {v: len(program.steps) for v in program.outputs if v is not None}
+    for segment in plan.segments:
+        _run_segment(program, planner, segment, values, last)
+    return outputs_of(program, values, call.body.outputs)
+
+
+def _run_segment(
+    program: Flat, planner: Planner, segment: Segment, values: dict[int, Any], last: dict[int, int]
+) -> None:
+    steps = program.steps[segment.start : segment.stop]
+    numbers = {step.site.path: i for i, step in enumerate(steps, segment.start)}
+
+    def loop(step: Step, operands: Sequence[Any]) -> list[Any]:
+        i = numbers[step.site.path]
+        way = planner.way_of(i, segment.way)
+        return (
+            _jaxpr.bind(step.equation, operands)
+            if way is None
+            else run(step.equation, planner.bodies[i], operands, way)
+        )
+
+    made = {v for step in steps for v in step.results}
+    given = [v for v in made if last.get(v, -1) >= segment.stop]
+    fused = (
+        {v for step in steps if is_fused(step) for v in step.results} if segment.stop < len(program.steps) else set()
+    )
+    if segment.plain:
+        run_steps(steps, values, special=loop)
+        values.update((v, sealed(values[v])) for v in given if v in fused)
+        return
+    read = [v for v in dict.fromkeys(v for step in steps for v in step.operands) if v is not None and v not in made]
+
+    def recomputed(operands: list[Any]) -> list[Any]:
+        inside = dict(zip(read, operands))
+        run_steps(steps, inside, segment.kept, loop)
+        return [inside[v] for v in given]
+
+    outs = checkpoint(recomputed, policy=kept_policy(segment.kept))([values[v] for v in read])
+    values.update((v, sealed(x) if v in fused else x) for v, x in zip(given, outs))
+
+
+class _Search:
+    """The plan for one call: predict, compile, read the bytes, correct."""
+
+    def __init__(self, call: _Call, budget: Any):
+        self.call = call
+        self.planner = Planner(call.flat, call.moved)
+        n = len(call.flat.steps)
+        nothing = Plan((Segment(0, n, True, frozenset(), 0, 0, 0, 0),), 0, 0)
+        self.unplanned = self._compiled(nothing, 1.0)
+        unplanned = self.unplanned.measured
+        self.budget = int(budget * unplanned) if isinstance(budget, float) else budget
+
+    def fit(self) -> _Fit:
+        if self.unplanned.measured <= self.budget:
+            return _Fit(self.unplanned, self.unplanned, self.budget, 0)
+        free = self.planner.plan(float("inf"))
+        assert free is not None
+        aim = self.budget * free.peak / max(1, self.unplanned.measured)
+        correction = self.unplanned.measured / max(1, self.unplanned.predicted)
+        tried: list[_Outcome] = []
+        while len(tried) < ATTEMPTS:
+            plan = self._next(aim, tried)
+            if plan is None:
+                break
+            one = self._compiled(plan, correction)
+            tried.append(one)
+            told = (len(tried), readable(one.measured), readable(self.budget), readable(one.predicted))
+            log.info("plan %d: %s of %s, predicted %s", *told)
+            correction *= one.measured / max(1, one.predicted)
+            if CLOSE * self.budget <= one.measured <= self.budget:
+                break
+            aim = self._aim(tried)
+        held = [one for one in tried if one.measured <= self.budget]
+        if not held:
+            raise self._refusal(tried)
+        return _Fit(min(held, key=lambda one: (one.flops, one.measured)), self.unplanned, self.budget, len(tried))
+
+    def _next(self, aim: float, tried: Sequence[_Outcome]) -> Plan | None:
+        """A plan that the model puts below `aim` and that is not one of those tried."""
+        held = any(one.measured <= self.budget for one in tried)
+        if len(tried) == ATTEMPTS - 1 and not held:
+            aim = min(aim, self.planner.least() * 1.05)
+        for _ in range(4):
+            plan = self.planner.plan(aim) or self.planner.plan(1.001 * self.planner.least())
+            if plan is None or all(plan.segments != one.plan.segments for one in tried):
+                return plan
+            if held:  # only a larger one could do with less recomputation
+                aim *= 1.04
+            else:
+                aim *= 0.93
+        return None
+
+    def _aim(self, tried: Sequence[_Outcome]) -> float:
+        """The model's bytes for which the measured ones should come to just below the budget."""
+        goal = 0.97 * self.budget
+        below = max((one for one in tried if one.measured <= self.budget), key=lambda one: one.measured, default=None)
+        above = min((one for one in tried if one.measured > self.budget), key=lambda one: one.measured, default=None)
+        if below and above and below.plan.peak < above.plan.peak:
+            share = (goal - below.measured) / (above.measured - below.measured)
+            return below.plan.peak + min(0.9, max(0.1, share)) * (above.plan.peak - below.plan.peak)
+        last = tried[-1]
+        return last.plan.peak * goal / max(1, last.measured)
+
+    def _compiled(self, plan: Plan, correction: float) -> _Outcome:
+        call = self.call
+
+        def value(*arrays: Any) -> Any:
+            value, *aux = run_plan(call, self.planner, plan, arrays)
+            return value, aux
+
+        specs = [*map(_spec_of, call.consts), *call.specs]
+        traced = jax.jit(jax.value_and_grad(value, tuple(call.moved), has_aux=True)).trace(*specs)
+        program = _jaxpr.body(traced.jaxpr)
+        sites = {site.path: site for site in _jaxpr.sites(program)}
+        predicted = int(correction * live(flat(program, sites), sites).peak)
+        measured = temporaries(traced.lower().compile())
+        return _Outcome(plan, predicted, measured, program_flops(program))
+
+    def _refusal(self, tried: Sequence[_Outcome]) -> InfeasibleBudget:
+        best = min(tried, key=lambda one: one.measured)
+        largest = max(best.plan.segments, key=lambda s: s.inside)
+        steps = self.call.flat.steps[largest.start : largest.stop]
+        sized = sorted(
+            {
+                (_jaxpr.nbytes(self.call.flat.avals[v]), str(self.call.flat.avals[v].str_short()), s.location)
+                for s in steps
+                for v in s.results
+            },
+            key=lambda row: -row[0],
+        )[:3]
+        held = "; ".join(f"{shape} ({readable(size)}){_where(place)}" for size, shape, place in sized)
+        return InfeasibleBudget(
+            f"`{self.call.name}` cannot be kept to {readable(self.budget)}: the least that was found is "
+            f"{readable(best.measured)} ({readable(self.unplanned.measured)} unplanned). Where it needs most there are "
+            f"{held}. Give a larger budget, or smaller batches.",
+            best.measured,
+        )
+
+
+def _where(place: Any) -> str:
+    return f" at {place.file.rpartition('/')[2]}:{place.line}" if place else ""
+
+
+def _spec_of(x: Any) -> Any:
+    kind = jax.typeof(x)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=getattr(kind, "weak_type", False))
+
+
+class Fitted:
+    """A function with the signature of another, whose gradient keeps to a budget; made by `fit`."""
+
+    def __init__(self, f: Callable[..., Any], budget: int | float, argnums: Any, has_aux: bool):
+        functools.update_wrapper(self, f)
+        self._f, self._budget, self._argnums, self._has_aux = f, budget, argnums, has_aux
+        self._known: dict[Any, tuple[_Search, _Fit]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = _Call(self._f, self._argnums, self._has_aux, args, kwargs)
+        search, found = self._found(call)
+        return call.result(run_plan(call, search.planner, found.chosen.plan, [*call.consts, *call.arrays]))
+
+    def certificate(self, *args: Any, compare: bool = False, **kwargs: Any) -> Certificate:
+        """What the plan comes to at these arguments. compare: compute both gradients, which needs the memory of both."""
+        call = _Call(self._f, self._argnums, self._has_aux, args, kwargs)
+        _, found = self._found(call)
+        return Certificate(
+            budget=found.budget,
+            unplanned=found.unplanned.measured,
+            predicted=found.chosen.predicted,
+            measured=found.chosen.measured,
+            flop_ratio=found.chosen.flops / max(1, found.unplanned.flops),
+            segments=len(found.chosen.plan.segments),
+            compiled=found.compiled,
+            difference=self._difference(args, kwargs) if compare else None,
+        )
+
+    def _found(self, call: _Call) -> tuple[_Search, _Fit]:
+        key = (call.key, tuple(str(_spec_of(x)) for x in call.consts), len(call.flat.steps))
+        if key not in self._known:
+            search = _Search(call, self._budget)
+            self._known[key] = (search, search.fit())
+        return self._known[key]
+
+    def _difference(self, args: Any, kwargs: Any) -> float:
+        gradients = []
+        for f in (self._f, self):
+            call = GradientCall(f, self._argnums, self._has_aux, args, kwargs)
+            gradients.append(jax.jit(call.value_and_grad)(*call.arrays)[1])
+        worst = 0.0
+        for a, b in zip(*gradients):
+            a, b = (np.asarray(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in (a, b))
+            worst = max(
+                worst, float(np.max(np.abs(a - b), initial=0) / max(float(np.max(np.abs(a), initial=0)), 1e-30))
+            )
+        return worst
+
+
+def fit(
+    f: Callable[..., Any], budget: int | float | str, *, argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Fitted:
+    """The same function, its gradient within a budget of bytes, at the least recomputation.
+
+    The program of `f` is cut into segments, and in each some results are kept and the others computed again in the backward
+    pass. The plan is compiled, its bytes are read, and it is corrected until the *measured* temporaries of `value_and_grad`
+    are within the budget: at most four plans for arguments of the same shapes. Arguments and results are not counted (see
+    `report`). The budget holds for a call that is not batched; `vmap` multiplies it.
+
+    Gradients are those of `f`: random numbers come from keys and are drawn again, rules of `custom_jvp` and `custom_vjp` are
+    kept, `jax.checkpoint`s in `f` are replaced by the plan. Loops are recomputed iteration by iteration, or in blocks.
+
+    Args:
+        f: a scalar function, or with `has_aux` a function that returns (value, aux).
+        budget: bytes, a string as "2GiB", or a fraction of the temporaries that `f` needs as it is: a float up to 1.0.
+        argnums: the positions of the arguments that will be differentiated.
+        has_aux: f returns (value, aux).
+
+    Returns:
+        A function with f's signature, to be differentiated by `jax.grad` or `jax.value_and_grad`, with a method
+        `certificate(*args)`.
+
+    Raises:
+        ValueError, TypeError: a budget that is not above 0, of an unknown unit or of another type.
+        InfeasibleBudget: (when called) no plan keeps to it; the message names the least possible and the tensors.
+        NotImplementedError: (when called) `f` has effects, which would be repeated.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from robustad.memory import fit
+        >>> def loss(ws, x):
+        ...     for w in ws:
+        ...         x = x + jnp.tanh(jnp.tanh(x @ w) @ w.T)
+        ...     return jnp.mean(x**2)
+        >>> ws, x = jnp.ones((8, 32, 128)) / 64, jnp.ones((512, 32))
+        >>> small = fit(loss, 0.5)
+        >>> gradient = jax.jit(jax.grad(small))(ws, x)
+        >>> small.certificate(ws, x).holds
+        True
+    """
+    if not callable(f):
+        raise TypeError(f"`f` is {f!r} of type {type(f).__name__}; expected a function.")
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return Fitted(f, budget, argnums, has_aux)
+    return Fitted(f, in_bytes(budget, "budget"), argnums, has_aux)

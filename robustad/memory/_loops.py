@@ -1,0 +1,96 @@
+"""Ways to run a `lax.scan` of a plan: its states kept, its body recomputed, its iterations in blocks that are recomputed."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+
+from robustad import _jaxpr
+from robustad._jaxpr import Scan
+from robustad.memory._checkpoint import checkpoint
+from robustad.memory._flat import Flat
+from robustad.memory._running import kept_policy, outputs_of, run_steps
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Way:
+    """blocks: of how many iterations, which are checkpoints of checkpoints (1: each iteration is one; 0: none are). kept:
+    what each iteration keeps, of its body's values.
+
+    bytes: that stay for the backward pass; passing: more while it runs; flops: operations done again.
+    """
+
+    block: int
+    kept: frozenset[int]
+    bytes: int
+    passing: int
+    flops: int
+
+
+def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int, int, int]]) -> list[Way]:
+    """The ways to run a loop that keeps `inner` bytes when it is run plainly, in the order of what they keep.
+
+    selections: (values kept in an iteration, their bytes, bytes of all that its backward pass reads, operations done again).
+    """
+    carry = sum(_jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts : scan.consts + scan.carry])
+    found = [Way(0, frozenset(), inner, 0, 0)]
+    for kept, size, passing, flops in selections:
+        found.append(Way(1, kept, scan.length * (carry + size), passing, scan.length * flops))
+    root = math.sqrt(scan.length)
+    block = min(
+        range(1, scan.length + 1), key=lambda b: (scan.length % b > 0 or b > 2 * root or 2 * b < root, abs(b - root))
+    )
+    if block > 1:
+        kept, size, passing, flops = selections[-1]
+        states = math.ceil(scan.length / block) * carry
+        if scan.length % block:  # the elements are cut in two, which copies them
+            states += scan.length * sum(
+                _jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts + scan.carry :]
+            )
+        found.append(Way(block, kept, states, block * (carry + size) + passing, 2 * scan.length * flops))
+    best = [way for way in found if not way.block or way.bytes + way.passing < inner]
+    return sorted(best, key=lambda way: -way.bytes - way.passing)
+
+
+def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
+    """The outputs of a scan in that way."""
+    scan = _jaxpr.control(eqn)
+    assert isinstance(scan, Scan)
+    if not way.block:
+        return _jaxpr.bind(eqn, operands)
+    split = scan.consts + scan.carry
+    consts, init, xs = list(operands[: scan.consts]), list(operands[scan.consts : split]), list(operands[split:])
+
+    def step(carry: Any, x: Any, consts: Any) -> Any:
+        values = dict(body.constants) | dict(zip(body.inputs, [*consts, *carry, *x]))
+        run_steps(body.steps, values, way.kept)
+        outs = outputs_of(body, values, scan.body.outputs)
+        return [_jaxpr.as_weak(x, _jaxpr.aval(v)) for x, v in zip(outs[: scan.carry], scan.body.outputs)], outs[
+            scan.carry :
+        ]
+
+    once = checkpoint(step, prevent_cse=False, policy=kept_policy(way.kept))
+    if way.block == 1:
+        carry, ys = _scan(once, init, xs, consts, scan.length, scan.reverse)
+        return [*carry, *ys]
+    whole, rest = divmod(scan.length, way.block)
+
+    def block(carry: Any, x: Any, consts: Any) -> Any:
+        return _scan(once, carry, x, consts, way.block, scan.reverse)
+
+    cut = whole * way.block
+    first, last = (slice(rest, None), slice(0, rest)) if scan.reverse else (slice(0, cut), slice(cut, None))
+    blocked = [x[first].reshape(whole, way.block, *x.shape[1:]) for x in xs]
+    carry, ys = _scan(checkpoint(block, prevent_cse=False), init, blocked, consts, whole, scan.reverse)
+    ys = [y.reshape(cut, *y.shape[2:]) for y in ys]
+    if rest:
+        carry, more = _scan(once, carry, [x[last] for x in xs], consts, rest, scan.reverse)
+        pairs = zip(more, ys) if scan.reverse else zip(ys, more)
+        ys = [lax.concatenate(pair, 0) for pair in pairs]
+    return [*carry, *ys]
+
+
+def _scan(step: Any, init: Any, xs: Any, consts: Any, length: int, reverse: bool) -> Any:
+    return lax.scan(lambda carry, x: step(carry, x, consts), init, xs, length, reverse=reverse)

@@ -1,0 +1,52 @@
+"""Steps of a flat program, run on arrays; some of their results named, so that a checkpoint may keep them."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from jax.ad_checkpoint import checkpoint_name
+
+from robustad import _jaxpr
+from robustad.memory._after import sealed
+from robustad.memory._flat import Flat, Step
+from robustad.memory._liveness import FUSIBLE
+from robustad.memory._policies import Policy, save_names
+
+
+def run_steps(
+    steps: Sequence[Step],
+    values: dict[int, Any],
+    kept: Collection[int] = (),
+    special: Callable[[Step, Sequence[Any]], list[Any]] | None = None,
+) -> None:
+    """Adds the results of steps to `values`; those in `kept` are named. special: runs loops."""
+    for step in steps:
+        operands = [
+            _jaxpr.literal_value(atom) if v is None else values[v]
+            for atom, v in zip(step.equation.invars, step.operands)
+        ]
+        with _jaxpr.at(step.equation):
+            loop = special is not None and step.name == "scan"
+            results = special(step, operands) if loop else _jaxpr.bind(step.equation, operands)  # pyright: ignore
+            for v, result in zip(step.results, results):
+                if v in kept:
+                    result = checkpoint_name(sealed(result) if is_fused(step) else result, _name(v))
+                values[v] = result
+
+
+def is_fused(step: Step) -> bool:
+    """Whether XLA may compute a step's result anew wherever it is used."""
+    return step.name in FUSIBLE or step.name == "custom_jvp_call"
+
+
+def kept_policy(kept: Collection[int]) -> Policy:
+    """The policy of a checkpoint that keeps these values."""
+    return save_names(*map(_name, sorted(kept)))
+
+
+def outputs_of(program: Flat, values: dict[int, Any], atoms: Sequence[Any]) -> list[Any]:
+    """The outputs of a program, of which `atoms` are the literals."""
+    return [_jaxpr.literal_value(a) if v is None else values[v] for v, a in zip(program.outputs, atoms)]
+
+
+def _name(value: int) -> str:
+    return f"robustad.{value}"

@@ -1,0 +1,90 @@
+"""Jacobians in chunks and Hessian products: JAX's own results, in less memory."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from robustad.memory import hvp, jacobian
+from tests.memory._loops import normal, worst
+
+W = normal(0, 5, 4)
+X = {"a": normal(1, 4), "b": normal(2, 2, 2)}
+
+
+def f(x, scale=1.0):
+    h = jnp.tanh(W @ x["a"]) * scale
+    return {"h": h, "s": jnp.sum(x["b"] ** 2) * h[:2], "t": h[0] * x["b"]}
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse", None])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_equals_jax(mode, chunk):
+    got, plain = jax.jit(jacobian(f, chunk, mode=mode))(X), jax.jacrev(f)(X)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, plain)
+    assert worst(got, plain) < 1e-6
+
+
+def test_several_arguments_and_hessians():
+    got, plain = jacobian(f, 2, argnums=(1, 0))(X, 2.0), jax.jacrev(f, (1, 0))(X, 2.0)
+    assert worst(got, plain) < 1e-6
+
+    def loss(x):
+        return jnp.sum(f(x)["s"])
+
+    assert worst(jacobian(jax.grad(loss), 3, mode="forward")(X), jax.hessian(loss)(X)) < 1e-5
+
+
+def test_memory_is_that_of_a_chunk():
+    wide, back = normal(0, 4000, 200), normal(1, 3, 4000)
+
+    def temporaries(transform):
+        program = jax.jit(transform(lambda x: back @ jnp.tanh(wide @ x))).lower(jnp.ones(200)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(lambda f: jacobian(f, 10, mode="forward")) < 0.2 * temporaries(jax.jacfwd)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="`chunk` must be an integer from 1 up; got 0"):
+        jacobian(f, 0)
+    with pytest.raises(ValueError, match="`mode` must be"):
+        jacobian(f, 1, mode="both")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"argument\[0\] is of dtype int32"):
+        jacobian(lambda n: n * 1.0, 1)(jnp.arange(3))
+    with pytest.raises(TypeError, match="result is of dtype complex64"):
+        jacobian(lambda x: x * 1j, 1)(jnp.ones(3))
+
+
+def loss(x, w):
+    return jnp.sum(jnp.tanh(w @ x["a"]) ** 2) * jnp.sum(jnp.cos(x["b"]))
+
+
+def test_hessian_products():
+    primals, tangents = (X, W), (jax.tree.map(jnp.cos, X), jnp.sin(W))
+    gradient = jax.grad(loss, (0, 1))
+    expected = jax.jvp(gradient, primals, tangents)
+    for mode in ("forward over reverse", "reverse over forward", "reverse over reverse"):
+        got = jax.jit(functools.partial(hvp, loss, mode=mode))(primals, tangents)
+        assert worst(got, expected) < 1e-5
+
+
+def test_forward_over_reverse_keeps_the_least():
+    def deep(x):
+        return jnp.sum(jax.lax.scan(lambda c, _: (jnp.sin(c * 1.1), None), x, None, 500)[0])
+
+    def temporaries(mode):
+        x = jnp.ones(1000)
+        program = jax.jit(lambda x, v: hvp(deep, (x,), (v,), mode=mode)).lower(x, x).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries("forward over reverse") < 0.8 * temporaries("reverse over reverse")
+
+
+def test_hvp_refusals():
+    with pytest.raises(TypeError, match="structure and shapes of `primals`"):
+        hvp(jnp.sum, (jnp.ones(3),), (jnp.ones(2),))
+    with pytest.raises(ValueError, match="`mode` must be"):
+        hvp(jnp.sum, (jnp.ones(3),), (jnp.ones(3),), mode="fastest")  # pyright: ignore[reportArgumentType]
