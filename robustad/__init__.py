@@ -1,6 +1,7 @@
 """robustad: automatic differentiation that can be trusted on real machines."""
 
 from robustad import diagnosis as diagnosis
+from robustad import memory as memory
 from robustad.arithmetic._compensated import compensated as compensated
 from robustad.diagnosis import audit as audit
 from robustad.rewriting import stabilize as stabilize

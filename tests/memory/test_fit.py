@@ -47,7 +47,13 @@ BARS = {
 CASES = [(name, fraction) for name, bars in BARS.items() for fraction in bars]
 
 
-@pytest.mark.parametrize(("name", "fraction"), CASES)
+SLOW = {"transformer", "unet"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fraction"),
+    [pytest.param(*case, marks=[pytest.mark.whole] if case[0] in SLOW else []) for case in CASES],
+)
 def test_budgets_hold(name, fraction):
     workload = WORKLOADS[name]
     arguments = workload.arguments(1)
