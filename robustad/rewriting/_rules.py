@@ -6,6 +6,7 @@ from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
     _log_products as _log_products,
     _log_rules as _log_rules,
     _scaled_loops as _scaled_loops,
+    _scale_free as _scale_free,
     _norms as _norms,
     _root_mean_square as _root_mean_square,
     _angles as _angles,

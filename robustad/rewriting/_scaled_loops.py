@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
-from robustad._jaxpr import Body, Call, Scan
-from robustad.rewriting._graph import Step, Term
+from robustad._jaxpr import Body, Call, Scan, While
+from robustad.rewriting._graph import Run, Step, Term
 from robustad.rewriting._log_space import Parts, parts_of
 from robustad.rewriting._rewriter import Rewriter
 
@@ -26,47 +26,98 @@ _LINEAR = frozenset(
 _BILINEAR = frozenset(["mul", "dot_general", "conv_general_dilated"])
 
 
-@parts_of("scan")
+@parts_of("scan", "while")
 def carried_product(term: Term, rw: Rewriter) -> Parts | None:
-    """The final carry of a scan whose step is linear in it, as scale and scaled value."""
+    """The final carry of a loop whose step is linear in it, as scale and scaled value."""
     step, k = term.step, term.index
     eqn = step.equation
-    inner = _jaxpr.control(eqn) if eqn is not None else None
-    if eqn is None or not isinstance(inner, Scan) or k >= inner.carry or _jaxpr.has_effects(eqn):
+    loop = _jaxpr.control(eqn) if eqn is not None else None
+    if eqn is None or not isinstance(loop, Scan | While) or _jaxpr.has_effects(eqn):
         return None
-    if not jnp.issubdtype(term.dtype, jnp.floating) or 0 in term.shape:
+    if not jnp.issubdtype(term.dtype, jnp.floating) or 0 in term.shape or not _is_linear(loop, k):
         return None
-    outputs = degrees(inner.body, [int(i == inner.consts + k) for i in range(len(inner.body.inputs))])
-    others = [d for i, d in enumerate(outputs) if i != k]
-    if outputs[k] != 1 or any(d is None or (d and i < inner.carry - 1) for i, d in enumerate(others)):
-        return None
+    run = _scaled_scan(loop, k, rw) if isinstance(loop, Scan) else _scaled_while(loop, k, rw)
+
+    def parts(*arrays: Array) -> list[Array]:
+        count, value = run(*arrays)
+        log_scale = lax.convert_element_type(count, jnp.promote_types(term.dtype, jnp.float32)) * math.log(2)
+        return [jnp.broadcast_to(lax.convert_element_type(log_scale, term.dtype), term.shape), value]
+
     operands = [rw(t) for t in step.operands]
-    scan = inner
+    log, rest = Step.several("scaled loop", parts, operands, [term.aval, term.aval], origin=step.origin)
+    return Parts(log, rest)
+
+
+def _is_linear(loop: Scan | While, k: int) -> bool:
+    """Whether the step is linear in carry k, and nothing else that matters depends on it."""
+    first = loop.consts if isinstance(loop, Scan) else loop.body_consts
+    body = loop.body
+    carries = len(body.outputs) if isinstance(loop, While) else loop.carry
+    if k >= carries:
+        return False
+    outputs = degrees(body, [int(i == first + k) for i in range(len(body.inputs))])
+    if isinstance(loop, While):
+        condition = degrees(loop.cond, [int(i == loop.cond_consts + k) for i in range(len(loop.cond.inputs))])
+        if condition != [0] or loop.cond.outputs[0].aval.ndim > 0:
+            return False
+        return outputs[k] == 1 and all(d == 0 for i, d in enumerate(outputs) if i != k)
+    others = [d for i, d in enumerate(outputs) if i != k]
+    return outputs[k] == 1 and not any(d is None or (d and i < carries - 1) for i, d in enumerate(others))
+
+
+def _scaled(c: Array) -> tuple[Array, Array]:
+    """An array over the power of two near its largest entry, and the exponent of that."""
+    largest = jnp.max(jnp.abs(lax.stop_gradient(c)))
+    exponent = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
+    return c * jnp.exp2(-exponent.astype(c.dtype)), exponent
+
+
+def _strong(carry: Sequence[Array]) -> list[Array]:
+    return [lax.convert_element_type(c, jnp.result_type(c)) for c in carry]
+
+
+def _scaled_scan(scan: Scan, k: int, rw: Rewriter) -> Run:
     body = rw.body(scan.body)
 
     def run(*arrays: Array) -> list[Array]:
-        consts, carry = arrays[: scan.consts], list(arrays[scan.consts : scan.consts + scan.carry])
-        carry = [lax.convert_element_type(c, jnp.result_type(c)) for c in carry]
-
-        def scaled(c: Array) -> tuple[Array, Array]:
-            largest = jnp.max(jnp.abs(lax.stop_gradient(c)))
-            exponent = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
-            return c * jnp.exp2(-exponent.astype(c.dtype)), exponent
+        consts, carry = arrays[: scan.consts], _strong(arrays[scan.consts : scan.consts + scan.carry])
 
         def one(state: Any, x: Any) -> tuple[Any, None]:
             count, carry = state
             carry = list(body(*consts, *carry, *x)[: scan.carry])
-            carry[k], more = scaled(carry[k])
+            carry[k], more = _scaled(carry[k])
             return (count + more, carry), None
 
-        carry[k], first = scaled(carry[k])
+        carry[k], first = _scaled(carry[k])
         xs = list(arrays[scan.consts + scan.carry :])
         (count, carry), _ = lax.scan(one, (first, carry), xs, scan.length, reverse=scan.reverse, unroll=scan.unroll)
-        log_scale = lax.convert_element_type(count, jnp.promote_types(term.dtype, jnp.float32)) * math.log(2)
-        return [jnp.broadcast_to(lax.convert_element_type(log_scale, term.dtype), term.shape), carry[k]]
+        return [count, carry[k]]
 
-    log, rest = Step.several("scaled scan", run, operands, [term.aval, term.aval], origin=step.origin)
-    return Parts(log, rest)
+    return run
+
+
+def _scaled_while(loop: While, k: int, rw: Rewriter) -> Run:
+    condition, body = rw.body(loop.cond), rw.body(loop.body)
+    both = loop.cond_consts + loop.body_consts
+
+    def run(*arrays: Array) -> list[Array]:
+        of_condition, of_body, carry = (
+            arrays[: loop.cond_consts],
+            arrays[loop.cond_consts : both],
+            _strong(arrays[both:]),
+        )
+
+        def one(state: Any) -> Any:
+            count, carry = state
+            carry = list(body(*of_body, *carry))
+            carry[k], more = _scaled(carry[k])
+            return count + more, carry
+
+        carry[k], first = _scaled(carry[k])
+        count, carry = lax.while_loop(lambda state: condition(*of_condition, *state[1])[0], one, (first, carry))
+        return [count, carry[k]]
+
+    return run
 
 
 def degrees(program: Body, inputs: Sequence[int]) -> list[int | None]:
