@@ -33,7 +33,7 @@ def quotient(term: Term, rw: Rewriter) -> Term | None:
         return None
     if found.rest is None or found.rest.name != "scaled loop":
         return None
-    rest, made = found.rest, {carried: found.rest}
+    made = {carried: found.rest}
 
     def rebuilt(t: Term) -> Term:
         if t not in made:
@@ -44,7 +44,7 @@ def quotient(term: Term, rw: Rewriter) -> Term | None:
         *place_of(term.step), "scaled loop", "v / |v| after a loop that multiplies v", "the same of v over powers of two",
         "v leaves the range in the loop, and its scale drops out",
     )  # fmt: skip
-    return term.step.on([rebuilt(top), rebuilt(bottom)], rewrite=told).outputs[term.index] if rest else None
+    return term.step.on([rebuilt(top), rebuilt(bottom)], rewrite=told).outputs[term.index]
 
 
 def _loop_under(term: Term, depth: int) -> Term | None:

@@ -1,6 +1,5 @@
 """Logarithms of probabilities that were moved, joined, sorted or multiplied by a matrix before."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax import lax
 
 import robustad as rad
 from tests._subset import thinned
+from tests.rewriting._weighted import plain_of, weighted
 
 X = np.array([[0.0, 200.0, 10.0], [300.0, -5.0, 0.0], [1.0, 2.0, 150.0]], np.float32)
 LABELS = np.array([0, 1, 2], np.int32)
@@ -47,27 +47,12 @@ CASES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def weighted(name: str) -> Callable[[Any], Any]:
-    """A case as a function with one value, of which every element counts."""
-
-    def f(x: Any) -> Any:
-        out = CASES[name](x)
-        return jnp.sum(out * jnp.arange(1, 1 + out.size, dtype=out.dtype).reshape(out.shape))
-
-    return f
-
-
-@functools.cache
-def plainly(dtype: Any) -> dict[str, Any]:
-    """Value and gradient of all cases as they stand."""
-    with jax.enable_x64(dtype == np.float64):
-        run = jax.jit(lambda x: {name: jax.value_and_grad(weighted(name))(x) for name in CASES})
-        return jax.tree.map(np.asarray, run(X.astype(dtype)))
+plainly = plain_of(CASES, X)
 
 
 @pytest.mark.parametrize("name", thinned(list(CASES), 3))
 def test_values_and_slopes(name):
-    value, slope = jax.jit(jax.vmap(jax.value_and_grad(rad.stabilize(weighted(name)))))(X[None])
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(rad.stabilize(weighted(CASES[name])))))(X[None])
     assert not np.isfinite(plainly(np.float32)[name][1]).all()
     want = plainly(np.float64)[name]
     np.testing.assert_allclose(value[0], want[0], rtol=1e-5)

@@ -1,6 +1,5 @@
 """Variances, covariances, correlations and regressions by raw sums, however they are normalised and summed."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jax import lax
 
 import robustad as rad
 from tests._subset import thinned
+from tests.rewriting._weighted import plain_of, weighted
 
 N = 6
 X = (1e4 + np.random.default_rng(0).normal(size=(N, 3))).astype(np.float32)
@@ -76,25 +76,12 @@ CASES: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-def weighted(name: str) -> Callable[[Any], Any]:
-    def f(x: Any) -> Any:
-        out = CASES[name](x)
-        return jnp.sum(out * jnp.arange(1, 1 + out.size, dtype=out.dtype).reshape(out.shape))
-
-    return f
-
-
-@functools.cache
-def plainly(dtype: Any) -> dict[str, Any]:
-    """Value and gradient of all cases as they stand."""
-    with jax.enable_x64(dtype == np.float64):
-        run = jax.jit(lambda x: {name: jax.value_and_grad(weighted(name))(x) for name in CASES})
-        return jax.tree.map(np.asarray, run(X.astype(dtype)))
+plainly = plain_of(CASES, X)
 
 
 @pytest.mark.parametrize("name", thinned(list(CASES), 3))
 def test_values_and_slopes(name):
-    value, slope = jax.jit(jax.vmap(jax.value_and_grad(rad.stabilize(weighted(name)))))(X[None])
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(rad.stabilize(weighted(CASES[name])))))(X[None])
     want, plain = plainly(np.float64)[name], plainly(np.float32)[name]
     largest = np.abs(want[1]).max()
     assert not abs(plain[0] - want[0]) <= 1e-3 * abs(want[0]) or not np.abs(plain[1] - want[1]).max() <= 1e-4 * largest
