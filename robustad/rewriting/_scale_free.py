@@ -5,10 +5,12 @@ The loop's value may have left the range, the quotient has not: it is that of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
 from robustad.rewriting._graph import Term, scalar
+from robustad.rewriting._layout import spread
 from robustad.rewriting._log_space import parts
 from robustad.rewriting._norms import norm_of
 from robustad.rewriting._report import Rewrite
@@ -25,6 +27,8 @@ _DEEPEST = 8
 @rule("div")
 def quotient(term: Term, rw: Rewriter) -> Term | None:
     top, bottom = term.operands
+    if math.prod(spread(bottom).source.shape) != 1:  # rows with divisors of their own have scales of their own
+        return None
     if scalar(bottom) is not None or (carried := _loop_under(top, _DEEPEST)) is None:
         return None
     known: dict[Term, Fraction | None] = {carried: Fraction(1)}
