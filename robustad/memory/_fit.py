@@ -23,6 +23,7 @@ from robustad.memory._liveness import live
 from robustad.memory._loops import run
 from robustad.memory._plan import Plan, Planner, Segment
 from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
+from robustad.memory._tied import tied
 
 log = logging.getLogger("robustad")
 
@@ -148,6 +149,11 @@ def _run_segment(
         )
 
     made = {v for step in steps for v in step.results}
+    read = [v for v in dict.fromkeys(v for step in steps for v in step.operands) if v is not None and v not in made]
+    moved = [v for v in read if _jaxpr.is_inexact(program.avals[v]) and v not in program.inputs]
+    before = {v: values[v] for v in moved}
+    if segment.start > 0 and not segment.plain:
+        values.update(zip(moved, tied([values[v] for v in moved], [v not in program.inputs for v in moved])))
     given = [v for v in made if last.get(v, -1) >= segment.stop]
     fused = (
         {v for step in steps if is_fused(step) for v in step.results} if segment.stop < len(program.steps) else set()
@@ -155,8 +161,8 @@ def _run_segment(
     if segment.plain:
         run_steps(steps, values, special=loop)
         values.update((v, sealed(values[v])) for v in given if v in fused)
+        values.update(before)
         return
-    read = [v for v in dict.fromkeys(v for step in steps for v in step.operands) if v is not None and v not in made]
 
     def recomputed(operands: list[Any]) -> list[Any]:
         inside = dict(zip(read, operands))
@@ -164,6 +170,7 @@ def _run_segment(
         return [inside[v] for v in given]
 
     outs = checkpoint(recomputed, policy=kept_policy(segment.kept))([values[v] for v in read])
+    values.update(before)
     values.update((v, sealed(x) if v in fused else x) for v, x in zip(given, outs))
 
 
@@ -228,7 +235,8 @@ class _Search:
             share = (goal - below.measured) / (above.measured - below.measured)
             return below.plan.peak + min(0.9, max(0.1, share)) * (above.plan.peak - below.plan.peak)
         last = tried[-1]
-        return last.plan.peak * goal / max(1, last.measured)
+        share = goal / max(1, last.measured)
+        return last.plan.peak * (share if below else min(share, 1 - 0.06 * len(tried)))  # further down each time
 
     def _compiled(self, plan: Plan, correction: float) -> _Outcome:
         call = self.call

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from robustad import _jaxpr
 from robustad._jaxpr import Scan
-from robustad.memory._flat import Flat, flat, plain_call
-from robustad.memory._liveness import SAME_BUFFER
+from robustad.memory._flat import Flat, Step, flat, plain_call
+from robustad.memory._liveness import FUSIBLE, SAME_BUFFER
 from robustad.memory._loops import Way, ways
 from robustad.memory._needs import Need, active, needs, step_flops
 
@@ -27,6 +27,9 @@ FRONT, REACH = 24, 36
 """Pairs kept at a cut; cuts that a segment may span."""
 COPIES = 0 if _jaxpr.XLA_KEEPS_BARRIERS else 1
 """How often a recomputed segment holds what it reads, beside the original: see `_after`."""
+AT_ONCE = _jaxpr.XLA_KEEPS_BARRIERS
+"""Whether the cotangents that a step reads and makes are alive together, transposed for the gradients of kernels too: newer
+XLA for CPU begins each operation as early as it can."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Planner:
         touched: set[int] = set()
         kept: set[int] = set()
         again: set[int] = set()
-        flops = kept_bytes = held_bytes = copied = inner = passing = largest = 0
+        flops = kept_bytes = held_bytes = copied = inner = passing = largest = local = 0
         plain = density == 0
         found = []
         stops_left = iter(stops)
@@ -203,6 +206,8 @@ class Planner:
                 redo(touch(v, True))
                 if plain and step.name == "conv_general_dilated" and self._maker.get(self._root[v], start) < start:
                     kept_bytes += self._sizes[self._root[v]]  # XLA keeps it transposed, for the gradient of the kernel
+            if AT_ONCE and step.name not in FUSIBLE and need.values:
+                local = max(local, self._crossing[i] + sum(self._sizes[v] for v in step.results) + self._copies(step))
             if need.inner:
                 chosen = self.way_of(i, way)
                 inner += chosen.bytes if chosen else need.inner
@@ -214,12 +219,18 @@ class Planner:
                 leaving = {v: end for v, end in leaving.items() if end >= stop}
                 out = sum(self._sizes[v] for v in leaving if v not in kept)
                 saved = kept_bytes + out + (inner if plain else 0)
-                cotangents = largest + self._crossing[i + 1]
+                cotangents = max(local, largest + self._crossing[i + 1])
                 inside = sum(self._sizes[v] for v in held - kept) + kept_bytes + inner + passing + cotangents
                 inside += 0 if plain else copied
                 found.append(Segment(start, i + 1, plain, frozenset(kept), way, flops, saved, inside))
                 stop = next(stops_left, math.inf)
         return found
+
+    def _copies(self, step: Step) -> int:
+        """Bytes that XLA transposes for the gradient of a kernel."""
+        if step.name != "conv_general_dilated":
+            return 0
+        return sum(self._sizes[v] for v in (step.operands[0], *step.results) if v is not None)
 
     def way_of(self, i: int, way: int) -> Way | None:
         """The way of that number to run the loop at step i, or the last there is."""
