@@ -566,6 +566,11 @@ def varying_alike(*arrays: Array) -> list[Array]:
     return [lax.pcast(x, tuple(sorted(union - o)), to="varying") if union - o else x for x, o in zip(arrays, own)]
 
 
+def varies_over(x: Array) -> tuple[str, ...]:
+    """Inside a checked `shard_map`, the mesh axes over which x varies."""
+    return tuple(sorted(jax.typeof(x).mat.varying))
+
+
 def varying_over(x: Array, axes: Sequence[str]) -> Array:
     """Inside a checked `shard_map`, x varying over these mesh axes."""
     missing = tuple(a for a in axes if a not in jax.typeof(x).mat.varying)

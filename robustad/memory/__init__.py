@@ -1,6 +1,7 @@
 """Reverse mode that fits: what a gradient needs, and functions and loops whose gradient needs less."""
 
 from ._accumulate import accumulate_gradients
+from ._attention import attention
 from ._checkpoint import checkpoint
 from ._fit import Certificate, Fitted, InfeasibleBudget, fit
 from ._hvp import hvp
@@ -28,6 +29,7 @@ __all__ = [
     "accumulate_gradients",
     "all_of",
     "any_of",
+    "attention",
     "checkpoint",
     "checkpointed_scan",
     "checkpointed_while",
