@@ -9,6 +9,7 @@ from ._jacobian import jacobian
 from ._pareto import Pareto, ParetoPoint, pareto
 from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
 from ._report import ArgumentBytes, MemoryReport, Moment, PolicyEffect, Residual, report
+from ._reversible import Drift, Reversible, reversible
 from ._scan import checkpointed_scan
 from ._schedule import Action, Schedule, revolve_schedule
 from ._while import checkpointed_while
@@ -17,6 +18,7 @@ __all__ = [
     "Action",
     "ArgumentBytes",
     "Certificate",
+    "Drift",
     "Fitted",
     "InfeasibleBudget",
     "MemoryReport",
@@ -25,6 +27,7 @@ __all__ = [
     "ParetoPoint",
     "PolicyEffect",
     "Residual",
+    "Reversible",
     "Schedule",
     "accumulate_gradients",
     "all_of",
@@ -39,6 +42,7 @@ __all__ = [
     "not_",
     "pareto",
     "report",
+    "reversible",
     "revolve_schedule",
     "save_bytes",
     "save_flops_per_byte",
