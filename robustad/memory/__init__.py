@@ -3,6 +3,7 @@
 from ._accumulate import accumulate_gradients
 from ._attention import attention
 from ._checkpoint import checkpoint
+from ._compress import Compression, compress_residuals
 from ._fit import Certificate, Fitted, InfeasibleBudget, fit
 from ._hvp import hvp
 from ._jacobian import jacobian
@@ -18,6 +19,7 @@ __all__ = [
     "Action",
     "ArgumentBytes",
     "Certificate",
+    "Compression",
     "Drift",
     "Fitted",
     "InfeasibleBudget",
@@ -36,6 +38,7 @@ __all__ = [
     "checkpoint",
     "checkpointed_scan",
     "checkpointed_while",
+    "compress_residuals",
     "fit",
     "hvp",
     "jacobian",
