@@ -366,6 +366,11 @@ def repeated_effects(jaxpr: Any) -> list[str]:
     return [str(e) for e in visible(jaxpr.effects) if str(e) != "Debug"]
 
 
+def offloaded(to: str) -> Any:
+    """A checkpoint policy's answer: keep the result in another memory of the device."""
+    return partial_eval.Offloadable(src="device", dst=to)
+
+
 def is_recomputed(eqn: Equation) -> bool:
     """Whether an equation does again, in the backward pass of a `jax.checkpoint`, what the forward pass has done."""
     return "rematted_computation" in str(eqn.source_info.name_stack)

@@ -7,6 +7,7 @@ from ._compress import Compression, compress_residuals
 from ._fit import Certificate, Fitted, InfeasibleBudget, fit
 from ._hvp import hvp
 from ._jacobian import jacobian
+from ._offload import offload
 from ._pareto import Pareto, ParetoPoint, pareto
 from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
 from ._report import ArgumentBytes, MemoryReport, Moment, PolicyEffect, Residual, report
@@ -43,6 +44,7 @@ __all__ = [
     "hvp",
     "jacobian",
     "not_",
+    "offload",
     "pareto",
     "report",
     "reversible",
