@@ -7,6 +7,7 @@ from ._compress import Compression, compress_residuals
 from ._fit import Certificate, Fitted, InfeasibleBudget, fit
 from ._hvp import hvp
 from ._jacobian import jacobian
+from ._leaks import Leak, LeakReport, leak_check
 from ._offload import offload
 from ._pareto import Pareto, ParetoPoint, pareto
 from ._policies import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
@@ -24,6 +25,8 @@ __all__ = [
     "Drift",
     "Fitted",
     "InfeasibleBudget",
+    "Leak",
+    "LeakReport",
     "MemoryReport",
     "Moment",
     "Pareto",
@@ -43,6 +46,7 @@ __all__ = [
     "fit",
     "hvp",
     "jacobian",
+    "leak_check",
     "not_",
     "offload",
     "pareto",
