@@ -4,6 +4,7 @@ from ._accumulate import accumulate_gradients
 from ._attention import attention
 from ._checkpoint import checkpoint
 from ._compress import Compression, compress_residuals
+from ._disk import DiskTier
 from ._fit import Certificate, Fitted, InfeasibleBudget, fit
 from ._hvp import hvp
 from ._jacobian import jacobian
@@ -22,6 +23,7 @@ __all__ = [
     "ArgumentBytes",
     "Certificate",
     "Compression",
+    "DiskTier",
     "Drift",
     "Fitted",
     "InfeasibleBudget",
