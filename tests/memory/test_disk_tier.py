@@ -9,7 +9,7 @@ from robustad.memory import DiskTier, checkpointed_scan
 from tests.memory._loops import equal_bits, normal, operands, recurrent_loss, worst
 
 
-@pytest.mark.parametrize("options", [{}, {"checkpoints": 3}, {"checkpoints": 100}, {"reverse": True}, {"unroll": 2}])
+@pytest.mark.parametrize("options", [{}, {"checkpoints": 3, "reverse": True}, {"checkpoints": 100, "unroll": 2}])
 def test_equals_the_plain_scan(options):
     """Carries and ys of several dtypes, with keys and dropout; constants that are closed over."""
     args = operands(11)
