@@ -366,6 +366,11 @@ def repeated_effects(jaxpr: Any) -> list[str]:
     return [str(e) for e in visible(jaxpr.effects) if str(e) != "Debug"]
 
 
+def offloaded(to: str) -> Any:
+    """A checkpoint policy's answer: keep the result in another memory of the device."""
+    return partial_eval.Offloadable(src="device", dst=to)
+
+
 def is_recomputed(eqn: Equation) -> bool:
     """Whether an equation does again, in the backward pass of a `jax.checkpoint`, what the forward pass has done."""
     return "rematted_computation" in str(eqn.source_info.name_stack)
@@ -564,6 +569,11 @@ def varying_alike(*arrays: Array) -> list[Array]:
     own = [jax.typeof(x).mat.varying for x in arrays]
     union = frozenset().union(*own)
     return [lax.pcast(x, tuple(sorted(union - o)), to="varying") if union - o else x for x, o in zip(arrays, own)]
+
+
+def varies_over(x: Array) -> tuple[str, ...]:
+    """Inside a checked `shard_map`, the mesh axes over which x varies."""
+    return tuple(sorted(jax.typeof(x).mat.varying))
 
 
 def varying_over(x: Array, axes: Sequence[str]) -> Array:

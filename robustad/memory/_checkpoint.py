@@ -81,7 +81,7 @@ def checkpoint(
         fixed = {i % len(args) for i in static if -len(args) <= i < len(args)}
         dynamic = [x for i, x in enumerate(args) if i not in fixed]
         leaves, tree = jax.tree.flatten((dynamic, kwargs))
-        data = [i for i, x in enumerate(leaves) if _is_data(x)]
+        data = [i for i, x in enumerate(leaves) if is_data(x)]
         if not ours and len(data) == len(leaves):
             return plain(*args, **kwargs)
 
@@ -103,5 +103,5 @@ def checkpoint(
     return checkpointed
 
 
-def _is_data(x: Any) -> bool:
+def is_data(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | np.generic | bool | int | float | complex)

@@ -111,7 +111,7 @@ def _results(primitive: Any, avals: Any, params: dict[str, Any]) -> list[Any]:
     return jax.tree.leaves(jax.eval_shape(lambda *xs: primitive.bind(*xs, **params), *avals))
 
 
-def _keeps(answer: Any) -> bool:
+def keeps(answer: Any) -> bool:
     """Whether a policy's answer is a yes: JAX knows True, `Saveable` and `Offloadable(...)`, False and `Recompute`."""
     return bool(answer) and type(answer).__name__ != "RecomputeType"
 
@@ -158,7 +158,7 @@ class _Any:
 
     def __call__(self, primitive: Any, *avals: Any, **params: Any) -> Any:
         answers = (policy(primitive, *avals, **params) for policy in self.policies)
-        return next((answer for answer in answers if _keeps(answer)), False)
+        return next((answer for answer in answers if keeps(answer)), False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class _All:
 
     def __call__(self, primitive: Any, *avals: Any, **params: Any) -> Any:
         answers = [policy(primitive, *avals, **params) for policy in self.policies]
-        return all(map(_keeps, answers)) and next((a for a in answers if a is not True), True)
+        return all(map(keeps, answers)) and next((a for a in answers if a is not True), True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,4 +175,4 @@ class _Not:
     policy: Policy
 
     def __call__(self, primitive: Any, *avals: Any, **params: Any) -> bool:
-        return not _keeps(self.policy(primitive, *avals, **params))
+        return not keeps(self.policy(primitive, *avals, **params))

@@ -11,9 +11,10 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from robustad import _jaxpr
-from robustad.memory import _loop_plan, _loop_primitive, _step
+from robustad.memory import _disk_scan, _loop_plan, _loop_primitive, _step
 from robustad.memory._arguments import integer_from, positive_integer
 from robustad.memory._bytes import in_bytes, readable
+from robustad.memory._disk import DiskTier
 from robustad.memory._loop import Loop, Plan
 
 _Carry = TypeVar("_Carry")
@@ -33,6 +34,7 @@ def checkpointed_scan(
     *,
     checkpoints: int | None = None,
     budget: int | str | None = None,
+    tier: DiskTier | None = None,
 ) -> tuple[_Carry, Any]:
     r"""`jax.lax.scan`, whose reverse mode stores few states and computes the others again.
 
@@ -62,14 +64,19 @@ def checkpointed_scan(
         budget: the same as bytes for stored states, an integer or a string such as "2GiB" (units kB, MB, GB, TB,
             KiB, MiB, GiB, TiB), at least one state. With neither, as few states as cost four computations of each step.
 
+        tier: a `DiskTier`: the states before `checkpoints` blocks of steps, √n if not given, go to disk, and each step is
+            computed twice. For states that are large beside what a step computes. Reverse mode of first order on one device
+            only: JAX refuses `vmap`, `shard_map` and further derivatives of the calls that write and read.
+
     Returns:
         `(carry, ys)` as `jax.lax.scan` does.
 
     Raises:
         TypeError: the body returns no pair, or a carry of another structure, shape or dtype; a leaf is no array; an integer
-            is none.
-        ValueError: `checkpoints` is below 1; `budget` is below one state, or no size; both are given; lengths are missing or
-            disagree; the body has effects (printing, callbacks, writing to references), which would be repeated.
+            is none; `tier` is no `DiskTier`.
+        ValueError: `checkpoints` is below 1; `budget` is below one state, or no size; both are given, or `budget` and
+            `tier`; `tier` inside `shard_map`; lengths are missing or disagree; the body has effects (printing, callbacks,
+            writing to references), which would be repeated.
 
     Source: A. Griewank, "Achieving logarithmic growth of temporal and spatial complexity in reverse automatic
     differentiation", Optim. Methods Softw. 1 (1992) 35-54; A. Griewank, A. Walther, ACM Trans. Math. Softw. 26 (2000) 19-45.
@@ -96,6 +103,11 @@ def checkpointed_scan(
     x_leaves = jax.tree.leaves(xs)
     if reverse:
         x_leaves = [jnp.flip(a, 0) for a in x_leaves]
+    if tier is not None:
+        states = _states(tier, checkpoints, budget)
+        loop = Loop(step, len(consts), len(leaves), length, Plan(1, 1), unroll=unroll)
+        out = _disk_scan.run(loop, tier, states, [*consts, *leaves, *x_leaves])
+        return _result(out, reverse, tree, y_tree)
     state, limit = limit_of(_NAME, leaves, checkpoints, budget)
     plan = _choose(step, len(consts), length, state, limit)
     if plan is None:
@@ -105,13 +117,33 @@ def checkpointed_scan(
             return out[: len(leaves)], out[len(leaves) :]
 
         leaves, ys = lax.scan(plain, leaves, x_leaves, length=length, unroll=unroll)
+        out = [*leaves, *ys]
     else:
         loop = Loop(step, len(consts), len(leaves), length, plan, unroll=unroll)
         out = _loop_primitive.run(loop, [*consts, *leaves, *x_leaves])
-        leaves, ys = out[: len(leaves)], out[len(leaves) :]
+    return _result(out, reverse, tree, y_tree)
+
+
+def _result(out: list[Any], reverse: bool, tree: Any, y_tree: Any) -> tuple[Any, Any]:
+    leaves, ys = out[: tree.num_leaves], out[tree.num_leaves :]
     if reverse:
         ys = [jnp.flip(y, 0) for y in ys]
     return jax.tree.unflatten(tree, leaves), jax.tree.unflatten(y_tree, ys)
+
+
+def _states(tier: Any, checkpoints: Any, budget: Any) -> int | None:
+    """How many states go to disk."""
+    if not isinstance(tier, DiskTier):
+        raise TypeError(f"`tier` of `{_NAME}` must be a DiskTier; got {tier!r}. Write `tier=DiskTier()`.")
+    if budget is not None:
+        raise ValueError(
+            f"`budget` of `{_NAME}` is for states on the device; with `tier`, `checkpoints` says how many go to disk."
+        )
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        raise ValueError(
+            f"`tier` of `{_NAME}` cannot be used inside `shard_map`: the devices write in no order. Leave it out there."
+        )
+    return None if checkpoints is None else positive_integer("checkpoints", checkpoints)
 
 
 def limit_of(name: str, carry: list[Any], checkpoints: int | None, budget: int | str | None) -> tuple[int, int | None]:

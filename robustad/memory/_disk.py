@@ -1,0 +1,105 @@
+"""States of a loop on disk, between the forward pass and the backward pass."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Sequence
+from typing import IO, Any
+
+import jax
+import numpy as np
+from jax import Array
+
+
+class DiskTier:
+    """Temporary files for the states of loops: `checkpointed_scan(..., tier=DiskTier())`.
+
+    Every run of a loop that is differentiated has one file, which is removed once its gradient is there. A file has no name
+    while it is open, so that nothing is left behind in any case. As a context manager, or with `close()`, it also lets go
+    of runs whose backward pass has never come.
+
+    Args:
+        directory: where; None: the system's directory of temporary files (which may lie in memory).
+
+    >>> from robustad.memory import DiskTier
+    >>> with DiskTier() as tier:
+    ...     tier.runs, tier.bytes
+    (0, 0)
+    """
+
+    def __init__(self, directory: str | None = None):
+        self._directory = directory
+        self._files: dict[int, IO[bytes]] = {}
+        self._numbers = itertools.count()
+        self._closed = False
+
+    @property
+    def runs(self) -> int:
+        """How many runs wait for their backward pass."""
+        return len(self._files)
+
+    @property
+    def bytes(self) -> int:
+        """What they take on disk."""
+        return sum(file.seek(0, 2) for file in self._files.values())
+
+    def close(self) -> None:
+        """Removes every file; no loop can use this tier any more."""
+        self._closed = True
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def __enter__(self) -> DiskTier:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # What the compiled program calls, in the order of the program.
+
+    def open_run(self, *_: Any) -> np.ndarray:
+        if self._closed:
+            raise RuntimeError("The DiskTier of a loop is closed. Call the compiled function inside its `with` block.")
+        number = next(self._numbers)
+        self._files[number] = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 (the backward pass closes it)
+        return np.int32(number)  # pyright: ignore[reportReturnType]
+
+    def write(self, run: Any, place: Any, *state: Any) -> None:
+        arrays = [np.asarray(x) for x in state]
+        file = self._file(run)
+        file.seek(int(place) * sum(x.nbytes for x in arrays))
+        for x in arrays:
+            file.write(np.ascontiguousarray(x).tobytes())
+
+    def read(self, run: Any, place: Any, like: Sequence[Any]) -> list[np.ndarray]:
+        sizes = [math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in like]
+        file = self._file(run)
+        file.seek(int(place) * sum(sizes))
+        return [np.frombuffer(file.read(n), x.dtype).reshape(x.shape) for x, n in zip(like, sizes)]
+
+    def close_run(self, run: Any) -> None:
+        self._file(run).close()
+        del self._files[int(run)]
+
+    def _file(self, run: Any) -> IO[bytes]:
+        if int(run) not in self._files:
+            raise RuntimeError(
+                "The states of this run are no longer on disk: each backward pass reads them once. Call the forward pass "
+                "again for a second one, or keep the DiskTier open for as long as gradients are to come."
+            )
+        return self._files[int(run)]
+
+
+def as_data(x: Array) -> Array:
+    """Of a random key its numbers, anything else as it is."""
+    return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # pyright: ignore
+
+
+def as_before(data: Array, like: Any) -> Array:
+    """The inverse of `as_data`."""
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):  # pyright: ignore
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+    return data

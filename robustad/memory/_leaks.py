@@ -1,0 +1,300 @@
+"""What repeated calls of a function leave behind: arrays, tracers, compiled programs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import itertools
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from robustad.memory._arguments import integer_from
+from robustad.memory._bytes import readable
+from robustad.memory._holders import holder
+
+_NAME = "leak_check"
+WARMUP = 2
+"""Calls in which caches may fill."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leak:
+    """One thing that calls leave behind.
+
+    Attributes:
+        kind: "array": device arrays that stay alive. "tracer": a traced value that outlives its trace. "retrace": a function
+            is traced and compiled again, and the compilation caches grow.
+        what: the arrays' dtype and shape, the tracer's, or the function.
+        per_call: how many for each call.
+        bytes: of these, for each call; 0 where unknown.
+        file, line: of the function that was traced; None where unknown. (Arrays do not know where they were made.)
+        cause: what holds them, or why JAX traces again.
+        remedy: what to do.
+    """
+
+    kind: Literal["array", "tracer", "retrace"]
+    what: str
+    per_call: float
+    bytes: int
+    file: str | None
+    line: int | None
+    cause: str
+    remedy: str
+
+    def __str__(self) -> str:
+        size = f", {readable(self.bytes)}" if self.bytes else ""
+        place = f" at {self.file}:{self.line}" if self.file else ""
+        return f"{self.kind}: {self.what}{place}, {self.per_call:g} a call{size}. {self.cause} {self.remedy}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakReport:
+    """What `leak_check` found; `ok` is whether nothing."""
+
+    findings: tuple[Leak, ...]
+    calls: int
+    bytes_per_call: float
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    def __str__(self) -> str:
+        if self.ok:
+            return f"nothing is left behind by {self.calls} calls"
+        told = f"{self.calls} calls leave behind {readable(self.bytes_per_call)} of arrays each:"
+        return "\n".join([told, *(f"  {leak}" for leak in self.findings)])
+
+
+def leak_check(f: Callable[..., Any], *, calls: int = 4) -> Callable[..., LeakReport]:
+    """Whether calls of a function leave something behind: arrays on a device, tracers, compiled programs.
+
+    f is called twice to fill its caches, then `calls` times, its results dropped and Python's garbage collected after each,
+    and once under `jax.checking_leaks`, traced anew. A leak is what grows with at least every second call: the number of
+    live arrays of a type; places where JAX traces again, with its own reason; and any tracer that outlives its trace.
+
+    Args:
+        f: a function to call: a training step, a loss, with `jax.jit` or without. It must accept the same arguments each
+            time: no donated ones (wrap it: `lambda state: step(jax.tree.map(jnp.copy, state))`).
+        calls: at least 2.
+
+    Returns:
+        A function of f's arguments that returns a `LeakReport`: `.ok`, `.findings` (each with `.kind`, `.what`, `.per_call`,
+        `.bytes`, `.cause` and `.remedy`), `.bytes_per_call`.
+
+    Raises:
+        TypeError: f is no function; `calls` is no integer.
+        ValueError: `calls` is below 2; f deletes its arguments.
+        Whatever f raises.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from robustad.memory import leak_check
+    >>> history = []
+    >>> @jax.jit
+    ... def step(x):
+    ...     return x * 2
+    >>> def logged(x):
+    ...     history.append(step(x))
+    >>> leak_check(step)(jnp.ones(3)).ok
+    True
+    >>> leak = leak_check(logged)(jnp.ones(3)).findings[0]
+    >>> leak.kind, leak.what, leak.per_call, leak.bytes
+    ('array', 'float32[3]', 1.0, 12)
+    """
+    if not callable(f):
+        raise TypeError(f"`f` of `{_NAME}` must be a function; got {f!r} of type {type(f).__name__}.")
+    calls = integer_from("calls", calls, 2)
+
+    @functools.wraps(f)
+    def checked(*args: Any, **kwargs: Any) -> LeakReport:
+        def call() -> None:
+            jax.block_until_ready(f(*args, **kwargs))
+
+        for _ in range(WARMUP):
+            call()
+            _refuse_deleted((args, kwargs))
+        before, known = _live(), {id(x) for x in jax.live_arrays()}
+        grown: list[Counter[str]] = []
+        with _traces() as traced, _collecting_only_what_is_new():
+            last = before
+            for _ in range(calls):
+                call()
+                now = _live()
+                grown.append(now - last)
+                last = now
+        arrays, size = _arrays(before, last, grown, known, calls)
+        return LeakReport((*arrays, *_tracers(call), *_retraces(traced, calls)), calls, size / calls)
+
+    return checked
+
+
+def _refuse_deleted(tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise ValueError(
+                f"The function given to `{_NAME}` has deleted one of its arguments, {jax.tree_util.keystr(path)} of (args, "
+                "kwargs): it is donated, and the function cannot be called with it again. Give it copies: "
+                "`lambda state: step(jax.tree.map(jnp.copy, state))`."
+            )
+
+
+# --------------------------------------------------------------------------------------------------------- arrays
+
+
+def _live() -> Counter[str]:
+    """How many arrays there are of each type."""
+    gc.collect()
+    return Counter(_type(x) for x in jax.live_arrays())
+
+
+@contextlib.contextmanager
+def _collecting_only_what_is_new() -> Iterator[None]:
+    """The garbage collector passes over the objects that are there already, which takes its time in large processes."""
+    ours = gc.get_freeze_count() == 0
+    if ours:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if ours:
+            gc.unfreeze()
+
+
+def _type(x: Any) -> str:
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def _arrays(
+    before: Counter[str], after: Counter[str], grown: list[Counter[str]], known: set[int], calls: int
+) -> tuple[list[Leak], int]:
+    live = jax.live_arrays()
+    found, total = [], 0
+    for what, count in (after - before).items():
+        if 2 * sum(step[what] > 0 for step in grown) < calls:
+            continue
+        kept = [x for x in live if _type(x) == what and id(x) not in known]
+        size = kept[0].nbytes * count if kept else 0
+        total += size
+        held = holder(kept[-1], {id(live), id(kept)}) if kept else None
+        cause = f"The last is held by {held}." if held else "What holds them was not found among Python's objects."
+        remedy = "Let go of them, or keep NumPy copies (`np.asarray`) or Python numbers (`float`)."
+        found.append(Leak("array", what, count / calls, size // calls, None, None, cause, remedy))
+    return sorted(found, key=lambda leak: -leak.bytes), total
+
+
+# -------------------------------------------------------------------------------------------------------- tracers
+
+_checks = itertools.count()
+_TRACED = re.compile(r"tracing the function (\S+) at (.+?):(\d+)")
+
+
+def _tracers(call: Callable[[], None]) -> list[Leak]:
+    """From JAX's own check: every function is traced anew, and must have let go of its values in the end."""
+    gc.collect()
+    try:
+        # Metadata that no program had before: whatever JAX has traced already is traced again.
+        with jax.checking_leaks(), set_xla_metadata(leak_check=next(_checks)):
+            call()
+    except Exception as error:  # JAX raises no narrower class
+        told = str(error)
+        if not told.startswith("Leaked"):
+            raise
+    else:
+        return []
+    what = sorted(set(re.findall(r"^\w*Tracer\S*?\((\S+?)\)", told, re.MULTILINE)))
+    place = _TRACED.search(told)
+    held = [line for line in told.splitlines() if "is referred to by" in line]
+    names = [re.sub(r"^.* is referred to by (the )?", "", line).rstrip(".") for line in held]
+    # The last hops are the ones with names.
+    named = [name for name in names if not name.startswith("<")]
+    cause = f"It is held by {named[-1]}." if named else "JAX does not say what holds it."
+    return [
+        Leak(
+            kind="tracer",
+            what=f"a value {', '.join(what) or 'of unknown type'}" + (f" of `{place[1]}`" if place else ""),
+            per_call=1.0,
+            bytes=0,
+            file=place[2] if place else None,
+            line=int(place[3]) if place else None,
+            cause=cause,
+            remedy="Return it instead of storing it from inside a traced function; for printing, `jax.debug.callback`.",
+        )
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- retraces
+
+_MISS = re.compile(
+    r"TRACING CACHE MISS at (?P<file>.+?):(?P<line>\d+)(?::\d+)?(?: \((?P<function>.*)\))?:\n(?P<why>.*)", re.S
+)
+_LOGGER = "jax"
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(record.getMessage())
+
+
+@dataclasses.dataclass
+class _Traces:
+    """What JAX says of its caches, and the functions that it compiled."""
+
+    told: list[str]
+    compiled: list[str]
+
+
+@contextlib.contextmanager
+def _traces() -> Iterator[_Traces]:
+    messages, compiled = _Messages(), []
+
+    def listen(event: str, duration_secs: float, **about: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(str(about.get("fun_name", "a function")))
+
+    logger = logging.getLogger(_LOGGER)
+    own = logger.handlers, logger.level, logger.propagate
+    logger.handlers, logger.propagate = [messages], False
+    logger.setLevel(logging.WARNING)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with jax.explain_cache_misses(True):
+            yield _Traces(messages.told, compiled)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+        logger.handlers, logger.propagate = own[0], own[2]
+        logger.setLevel(own[1])
+
+
+def _retraces(traces: _Traces, calls: int) -> list[Leak]:
+    misses = [m for m in map(_MISS.match, traces.told) if m]
+    places = Counter((m["file"], int(m["line"]), m["function"]) for m in misses)
+    remedy = (
+        "Make functions and call `jax.jit` once, outside; give arrays, not numbers, that change, and the same shapes."
+    )
+    found = []
+    for (file, line, function), count in places.items():
+        if 2 * count < calls:
+            continue
+        why = next(m["why"] for m in reversed(misses) if (m["file"], int(m["line"])) == (file, line))
+        why = re.sub(r" id=\d+", "", " ".join(why.split()))
+        found.append(
+            Leak("retrace", f"in `{function}`", count / calls, 0, file, line, f"JAX: {why}.".replace("..", "."), remedy)
+        )
+    if not found:
+        for function, count in Counter(traces.compiled).items():
+            if 2 * count >= calls:
+                cause = "It is compiled again, though not traced: other shardings or devices."
+                found.append(Leak("retrace", function, count / calls, 0, None, None, cause, remedy))
+    return found
