@@ -104,6 +104,9 @@ class _Mapped:
         results = self.of.avals(residuals, [_jaxpr.first_of(v) for v in vectors])
         return [_jaxpr.stacked(r, self.size) for r in results]
 
+    def operations(self) -> int:
+        return self.size * self.of.operations() if hasattr(self.of, "operations") else 0  # pyright: ignore
+
     def adjoint(self) -> LinearMap:
         return dataclasses.replace(self, of=self.of.adjoint())
 

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.extend.core import jaxpr_as_fun
 
 from robustad import _jaxpr
+from robustad.memory._flops import program_flops
 
 Mask = tuple[bool, ...]
 
@@ -63,6 +64,10 @@ class Loop:
         """One step."""
         out = jaxpr_as_fun(self.step)(*consts, *carry, *x)
         return list(out[: self.carry]), list(out[self.carry :])
+
+    def operations(self) -> int:
+        """Of all steps once (of one, where their number is an operand)."""
+        return (1 if self.dynamic else self.length) * program_flops(_jaxpr.body(self.step))
 
     def run(self, operands: Sequence[Any]) -> list[Array]:
         """Every step, nothing stored: the carry at the end, and the ys."""

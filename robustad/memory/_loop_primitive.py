@@ -15,13 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from robustad import _jaxpr
 from robustad.memory import _linear_map
+from robustad.memory._flops import program_flops
 from robustad.memory._linear_map import Arrays, LinearMap
 from robustad.memory._loop import Active, Loop, Mask, active, batched_loop, pick, put, spread, tangent_loop
+from robustad.memory._loop_plan import evaluated
 from robustad.memory._reversal import reverse, run_storing, stack_of
 
 _loop = Primitive("checkpointed_loop")
@@ -143,6 +145,9 @@ class Tangent(_OfLoop):
         ys = [_jaxpr.stacked(aval, self.loop.length) for aval in self.loop.step.out_avals[self.loop.carry :]]
         return [aval.to_tangent_aval() for aval in pick([*carry, *ys], self.active.outs)]
 
+    def operations(self) -> int:
+        return tangent_loop(self.loop, self.active).operations()
+
     def adjoint(self) -> LinearMap:
         return Reversal(self.loop, self.active)
 
@@ -164,6 +169,24 @@ class Reversal(_OfLoop):
 
     def avals(self, residuals: Arrays, vectors: Arrays) -> list[Any]:
         return [aval.to_tangent_aval() for aval in self._active_ins(residuals)]
+
+    def operations(self) -> int:
+        loop, active = self.loop, self.active
+        steps = 1 if loop.dynamic else loop.length
+        again = (
+            0 if loop.dynamic else evaluated(steps, loop.plan) - 2 * steps
+        )  # but for the two passes that any loop makes
+
+        def gradient(operands: Arrays, cotangents: Arrays) -> Any:
+            def of_active(*marked: Any) -> list[Any]:
+                return pick(jaxpr_as_fun(loop.step)(*put(operands, active.ins, marked)), active.outs)
+
+            return jax.vjp(of_active, *pick(operands, active.ins))[1](list(cotangents))
+
+        avals = loop.step.in_avals
+        out = [aval.to_tangent_aval() for aval in pick(loop.step.out_avals, active.outs)]
+        once = program_flops(_jaxpr.body(jax.make_jaxpr(gradient)(avals, out)))
+        return steps * once + again * program_flops(_jaxpr.body(loop.step))
 
     def adjoint(self) -> LinearMap:
         return Tangent(self.loop, self.active)

@@ -1,23 +1,27 @@
-"""Ways to run a `lax.scan` of a plan: its states kept, its body recomputed, its iterations in blocks that are recomputed."""
+"""Ways to run a `lax.scan` of a plan: its states kept, its body recomputed, its iterations in blocks that are recomputed, or
+few states kept by a binomial schedule, as `checkpointed_scan` does."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax import lax
 
 from robustad import _jaxpr
 from robustad._jaxpr import Scan
+from robustad.memory import _loop_primitive
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import Flat
+from robustad.memory._loop import Loop, Plan
+from robustad.memory._loop_plan import evaluated, least_cost
 from robustad.memory._running import kept_policy, outputs_of, run_steps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Way:
     """blocks: of how many iterations, which are checkpoints of checkpoints (1: each iteration is one; 0: none are). kept:
-    what each iteration keeps, of its body's values.
+    what each iteration keeps, of its body's values. schedule: of the few states that are kept, in place of all this.
 
     bytes: that stay for the backward pass; passing: more while it runs; flops: operations done again.
     """
@@ -27,6 +31,7 @@ class Way:
     bytes: int
     passing: int
     flops: int
+    schedule: Plan | None = None
 
 
 def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int, int, int]]) -> list[Way]:
@@ -50,14 +55,40 @@ def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int,
                 _jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts + scan.carry :]
             )
         found.append(Way(block, kept, states, block * (carry + size) + passing, 2 * scan.length * flops))
-    best = [way for way in found if not way.block or way.bytes + way.passing < inner]
-    return sorted(best, key=lambda way: -way.bytes - way.passing)
+    found += _scheduled(scan, inner, carry, selections[-1])
+    best: list[Way] = []
+    for way in sorted(found, key=lambda way: (way.flops, way.bytes + way.passing)):
+        if not best or way.bytes + way.passing < best[-1].bytes + best[-1].passing:
+            best.append(way)
+    return best
+
+
+def _scheduled(scan: Scan, inner: int, carry: int, selection: Any) -> Iterator[Way]:
+    """Ways with few states, each with about half the bytes of the one before it."""
+    _, _, passing, flops = selection
+    state, tape = max(1, carry), max(1, inner // max(1, scan.length))
+    copied = (
+        scan.reverse
+        * scan.length
+        * sum(_jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts + scan.carry :])
+    )
+    limit = inner // 2 - passing
+    while limit >= 2 * state:
+        plan = least_cost(scan.length, state, tape, limit)
+        if plan is None:
+            return
+        tapes = (plan.block - 1) * (state if plan.recompute else tape)
+        again = evaluated(scan.length, plan) - scan.length
+        yield Way(0, frozenset(), copied + plan.slots * state, tapes + passing, again * flops, plan)
+        limit //= 2
 
 
 def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
     """The outputs of a scan in that way."""
     scan = _jaxpr.control(eqn)
     assert isinstance(scan, Scan)
+    if way.schedule:
+        return _run_scheduled(eqn, scan, operands, way.schedule)
     if not way.block:
         return _jaxpr.bind(eqn, operands)
     split = scan.consts + scan.carry
@@ -90,6 +121,15 @@ def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
         pairs = zip(more, ys) if scan.reverse else zip(ys, more)
         ys = [lax.concatenate(pair, 0) for pair in pairs]
     return [*carry, *ys]
+
+
+def _run_scheduled(eqn: Any, scan: Scan, operands: Sequence[Any], plan: Plan) -> list[Any]:
+    step, captured = _jaxpr.closed_over_nothing(eqn.params["jaxpr"])
+    loop = Loop(step, len(captured) + scan.consts, scan.carry, scan.length, plan)
+    split = scan.consts + scan.carry
+    xs = [lax.rev(x, (0,)) if scan.reverse else x for x in operands[split:]]
+    outs = _loop_primitive.run(loop, [*captured, *operands[:split], *xs])
+    return [*outs[: scan.carry], *(lax.rev(y, (0,)) if scan.reverse else y for y in outs[scan.carry :])]
 
 
 def _scan(step: Any, init: Any, xs: Any, consts: Any, length: int, reverse: bool) -> Any:

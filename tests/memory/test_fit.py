@@ -340,3 +340,37 @@ def test_other_bad_input():
         fit(layers, 0.5, argnums=4)(WS, X)
     with pytest.raises(ValueError, match="`fractions` holds 2"):
         pareto(layers, fractions=(2,))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_in_few_states(reverse):
+    """Budgets far below a state for each step: a binomial schedule, with the bits of the plain gradient."""
+
+    def loss(w, xs):
+        h, ys = jax.lax.scan(lambda h, x: (jnp.tanh(h @ w + x), h[0]), jnp.zeros((8, 32)), xs, reverse=reverse)
+        return jnp.mean(h**2) + jnp.mean(ys[:, 0] ** 2)
+
+    w, xs = 0.9 * jnp.eye(32), jnp.asarray(np.random.default_rng(0).normal(size=(1500, 8, 32)), jnp.float32) / 9
+    # From the last element to the first, `xs` is copied; either way there are ys and their cotangents.
+    certificate = fit(loss, 0.7 if reverse else 0.25).certificate(w, xs, compare=True)
+    assert certificate.holds and certificate.difference == 0
+    assert certificate.flop_ratio < 1.4  # each step once more
+
+
+def test_a_scan_with_operands_of_every_kind_in_few_states():
+    """Constants, integers, random keys, results of each step: as `jax.lax.scan`."""
+
+    def loss(w, key, n):
+        def step(carry, x):
+            h, key, i = carry
+            key, sub = jax.random.split(key)
+            return (jnp.tanh(w * h + 0.1 * jax.random.normal(sub, h.shape) + x), key, i + n), h[:2]
+
+        (h, _, i), ys = jax.lax.scan(step, (jnp.zeros(64), key, 0), jnp.linspace(0, 1, 800))
+        return jnp.sum(h**2) * i + jnp.sum(ys**2)
+
+    arguments = jnp.linspace(0, 1, 64), jax.random.key(0), 2
+    small = fit(loss, 0.4)
+    assert small.certificate(*arguments).holds
+    expected, got = (jax.jit(jax.grad(f))(*arguments) for f in (loss, small))
+    np.testing.assert_array_equal(got, expected)
