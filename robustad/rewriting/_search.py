@@ -104,12 +104,12 @@ class Search:
         values = self._values([leaves[i] for i in used], term.shape)
         return None if values is None else best(plain, stable, dict(zip(used, values)), dtype)
 
-    def inside(self, step: Step, inner: Control) -> "list[Values | None]":
+    def inside(self, step: Step, inner: Control, operands: Sequence[Term]) -> "list[Values | None]":
         """What the examples are in the bodies of a loop, a branch or a checkpoint; None where they do not come to it."""
         found: list[list[Any] | None] = [None] * len(_jaxpr.bodies(inner))
-        if step.equation is not None and not _jaxpr.has_effects(step.equation) and self._is_known(step.operands):
+        if step.equation is not None and not _jaxpr.has_effects(step.equation) and self._is_known(operands):
             with jax.ensure_compile_time_eval():
-                found = recorded(inner, self._run(step.operands))
+                found = recorded(inner, self._run(operands))
         return [None if columns is None else Values(columns) for columns in found]
 
     def _values(self, leaves: Sequence[Term], shape: tuple[int, ...]) -> list[np.ndarray] | None:

@@ -20,6 +20,7 @@ from robustad.rewriting._guard import guarded
 from robustad.rewriting._report import Rewrite, Rewrites, Untouched
 from robustad.rewriting._rewriter import Rewriter, place_of
 from robustad.rewriting._search import Examples, Search, Values
+from robustad.rewriting._sunk import Sunk, fires_more, sunk
 from robustad.rewriting._traced import Traced
 from robustad.rewriting.twins._composites import ELEMENTWISE, composite
 from robustad.rewriting.twins._primitives import twin
@@ -33,6 +34,7 @@ class Rewritten:
     branch: whether the program is a branch, and takes one operand more, before the others: whether it is the one taken.
     wide: what a scan, whose body the program is, keeps in float32.
     examples: values of its inputs, on which forms are measured.
+    given: what its inputs are made of, which are further inputs of it then.
     rewrites: what was replaced.
     untouched: what was left alone that might be looked for.
     """
@@ -47,10 +49,16 @@ class Rewritten:
         wide: Wide | None = None,
         consts: int = 0,
         examples: Values | None = None,
+        given: Sunk | None = None,
     ):
         graph = Graph()
         self._inputs = [input_term(_jaxpr.aval(v)) for v in program.inputs]
         operands = list(self._inputs)
+        if given is not None:
+            leaves = [input_term(t.aval) for t in given.leaves]
+            operands, made = given.inside(operands, leaves)
+            graph.terms.extend(made)
+            self._inputs += leaves
         wide = wide or Wide()
         for i in (*wide.consts, *(consts + k for k in wide.carries)):
             self._inputs[i], operands[i] = wide_input(_jaxpr.aval(program.inputs[i]))
@@ -124,12 +132,20 @@ def _plainly(step: Step, rw: Rewriter, search: Search | None) -> Step:
     if eqn is not None and inner is not None and is_rebuilt(eqn, inner):
         wide = wide_in(inner) if isinstance(inner, _jaxpr.Scan) else Wide()
         programs = _jaxpr.bodies(inner)
-        values = [None] * len(programs) if search is None else search.inside(step, inner)
+        values = [None] * len(programs) if search is None else search.inside(step, inner, step.operands)
         if isinstance(inner, _jaxpr.Scan):
             bodies = [Rewritten(inner.body, wide=wide, consts=inner.consts, examples=values[0])]
         else:
             bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond), examples=v) for b, v in zip(programs, values)]
         told = tuple(r for b in bodies for r in b.rewrites)
+        if (given := sunk(step, inner)) is not None:
+            taken = (*step.operands, *given.leaves)
+            values = values if search is None else search.inside(step, inner, taken)
+            branch = isinstance(inner, _jaxpr.Cond)
+            more = [Rewritten(b, branch, examples=v, given=given) for b, v in zip(programs, values)]
+            inside = tuple(r for b in more for r in b.rewrites)
+            if fires_more(inside, told):
+                bodies, told, operands = more, inside, (*operands, *map(rw, given.leaves))
         untouched = tuple(u for b in bodies for u in b.untouched)
         if wide.consts:
             told = (*told, _wide_constants(step))
