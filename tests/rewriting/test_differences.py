@@ -9,6 +9,13 @@ import pytest
 from tests.rewriting._scalar import check, firings
 
 cbrt = jnp.cbrt
+
+
+def _entropy_of_sigmoid(x):
+    p = 1 / (1 + jnp.exp(x))
+    return p * jnp.log(p) + (1 - p) * jnp.log(1 - p)
+
+
 # name: (function, points at which the plain form is wrong)
 CASES = {
     "sqrt": (lambda x: jnp.sqrt(x + 1) - jnp.sqrt(x), [(1e10,), (3e20,)]),
@@ -38,6 +45,7 @@ CASES = {
     "softplus": (lambda x: jnp.log(1 + jnp.exp(x)), [(100.0,), (-30.0,)]),
     "log sigmoid": (lambda x: jnp.log(1 / (1 + jnp.exp(-x))), [(-100.0,), (20.0,)]),
     "log of 1 - sigmoid": (lambda x: jnp.log(1 - jax.nn.sigmoid(x)), [(100.0,)]),
+    "entropy of a sigmoid": (_entropy_of_sigmoid, [(-30.0,), (30.0,), (2.0,)]),
     "log cosh": (lambda x: jnp.log((jnp.exp(x) + jnp.exp(-x)) / 2), [(100.0,), (1e-3,)]),
     "logaddexp": (lambda x, y: jnp.log(jnp.exp(x) + jnp.exp(y)), [(100.0, 99.0)]),
     "log of a product": (lambda x, y: jnp.log(y * jnp.exp(x)), [(100.0, 3.0), (-200.0, 0.5)]),

@@ -139,6 +139,7 @@ class _Pass:
         self.hazards = 0.0
         self.memo: dict[tuple[Expr, object], Expr] = {}
         self.done: set[Expr] = set()  # sums and products that a rule made
+        self.logarithms: dict[Expr, list[tuple[object, ...]]] = {}  # the cases in which a form of them was looked for
 
     def whole(self, e: Expr) -> Stable:
         begin()
@@ -166,6 +167,11 @@ class _Pass:
         original = set(nodes(before))
         self.done.update(n for n in nodes(after) if n.op in finished and n not in original)
         return self.form(hoisted(after), depth + 1)
+
+    def _is_of_own_form(self, e: Expr) -> bool:
+        """Whether a logarithm is a case of its own form, or stands within a case in which it has none."""
+        here = conditions()
+        return any(here[: len(case)] == case for case in self.logarithms.get(e, ()))
 
     def children(self, e: Expr, depth: int) -> Expr:
         if not e.args:
@@ -199,9 +205,9 @@ class _Pass:
                     return self.fired(
                         "arc cosine near 1", e, self.made(e, better, depth, ("add", "sub")), _CANCELLATION
                     )
-            case "log" | "log1p" if e not in self.done:
+            case "log" | "log1p" if e not in self.done and not self._is_of_own_form(e):
                 better = logarithm(e)
-                self.done.add(e)  # where it is a case of its own form
+                self.logarithms.setdefault(e, []).append(conditions())
                 if better is not None and better is not e:
                     return self.fired("logarithm", e, self.made(e, better, depth, ("log", "log1p")), _LOGARITHM)
         return self.children(e, depth)
