@@ -26,7 +26,14 @@ from robustad.rewriting.expressions._expression import (
 )
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting.expressions._products import Sum, TooLong, built, collected, of_product
-from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
+from robustad.rewriting.expressions._range import (
+    has_decaying_sum,
+    has_quotient,
+    height,
+    needs_range,
+    root_of_square,
+    slope_needs_range,
+)
 from robustad.rewriting.expressions._removable import cancellations, removed
 from robustad.rewriting.expressions._samples import conditions, loss, undefined, where
 from robustad.rewriting.expressions._selects import hoisted
@@ -80,8 +87,8 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     rule = reason = ""
     if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
-    elif has_quotient(e) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
-        rule, reason = "derivative of a quotient", _SLOPE
+    elif (has_quotient(e) or has_decaying_sum(e)) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
+        rule, reason = "derivative of a quotient" if has_quotient(e) else "derivative of a product", _SLOPE
     return (Firing(rule, text(e), text(e), reason, e),) if rule else ()
 
 

@@ -104,6 +104,22 @@ def has_quotient(e: Expr) -> bool:
     )
 
 
+def has_decaying_sum(e: Expr) -> bool:
+    """Whether a sum and an exponential of the same variable are multiplied: (1 + r) exp(-r), whose slope is -r exp(-r)."""
+    return any(
+        _is_sum(a) and b.op == "exp" and a.leaves & b.leaves
+        for n in nodes(e)
+        if n.op in ("mul", "div")
+        for a, b in (n.args, n.args[::-1])
+    )
+
+
+def _is_sum(e: Expr) -> bool:
+    while e.op in ("mul", "div") and rational(e.args[1]) is not None:
+        e = e.args[0]
+    return e.op in ("add", "sub")
+
+
 def _divides_by(e: Expr, x: Expr) -> bool:
     """Whether a function of something divided by the variable x stands in e."""
     return (

@@ -302,7 +302,7 @@ def _conjugate(s: Sum, depth: int) -> Closed | None:
     Kahan's way with quadratic equations, and that of hypot(x, y) - x. Both sides are exact in the sign of q at run time.
     """
     best: Closed | None = None
-    for root in {a: None for m in s for a, n in m if a.op == "sqrt" and n == 1}:
+    for root in {a: None for m in s for a, n in m if a.op == "sqrt" and n == 1 and a.leaves}:
         p = {m: c for m, c in s.items() if (root, 1) in m}
         q = {m: c for m, c in s.items() if (root, 1) not in m}
         if not p or not q:
