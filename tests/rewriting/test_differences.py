@@ -27,6 +27,16 @@ def _matern_5(x):
     return (1 + r + r * r / 3) * jnp.exp(-r)
 
 
+def _heron(a, b, c):
+    s = (a + b + c) / 2
+    return jnp.sqrt(s * (s - a) * (s - b) * (s - c))
+
+
+def _central_angle(a, b, c, d):
+    """Of two places on a sphere, by the law of cosines."""
+    return jnp.arccos(jnp.sin(a) * jnp.sin(b) + jnp.cos(a) * jnp.cos(b) * jnp.cos(d - c))
+
+
 # name: (function, points at which the plain form is wrong)
 CASES = {
     "sqrt": (lambda x: jnp.sqrt(x + 1) - jnp.sqrt(x), [(1e10,), (3e20,)]),
@@ -73,6 +83,9 @@ CASES = {
     "difference of products": (lambda a, b, c, d: a * b - c * d, [(2396747.0, 7.0, 7.0, 2396747.5)]),
     "root of a square": (lambda a, x: jnp.sqrt((a * x) * (a * x)), [(1e-15, 1e-10), (1e15, -1e10)]),
     "range": (lambda a, b, t: a * b / ((t + a) * (t + a)), [(1e25, 3.0, 2e25)]),
+    "like terms": (lambda a, b: a - (a + b) / 2, [(16777215.0, 16777214.0), (3.0, 3.0000002)]),
+    "area of a triangle": (_heron, [(1.0, 1.0, 1.9999999), (3.0, 3.0000002, 5.9999998)], 16.0),
+    "central angle": (_central_angle, [(0.5, 0.5001, 1.0, 1.0002), (-0.3, -0.3, 2.0, 2.0001)]),
     "slope of a decaying sum": (lambda x: (1 + x) * jnp.exp(-x), [(1e-4,), (-1e-6,), (20.0,)]),
     "Matérn 3/2": (_matern_3, [(1e-4,), (-1e-6,), (10.0,)]),
     "Matérn 5/2": (_matern_5, [(1e-3,), (-1e-6,), (10.0,)]),

@@ -30,6 +30,7 @@ from robustad.rewriting.expressions._range import (
     has_decaying_sum,
     has_quotient,
     height,
+    meets_branch_point,
     needs_range,
     root_of_square,
     slope_needs_range,
@@ -37,7 +38,7 @@ from robustad.rewriting.expressions._range import (
 from robustad.rewriting.expressions._removable import cancellations, removed
 from robustad.rewriting.expressions._samples import conditions, loss, undefined, where
 from robustad.rewriting.expressions._selects import hoisted
-from robustad.rewriting.expressions._sums import begin, cancelling_parts, difference, hazards, is_gelu
+from robustad.rewriting.expressions._sums import begin, cancelling_parts, difference, has_like_terms, hazards, is_gelu
 from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
@@ -87,6 +88,8 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     rule = reason = ""
     if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
+    elif meets_branch_point(e):
+        rule, reason = "wider range", _BRANCH_POINT
     elif (has_quotient(e) or has_decaying_sum(e)) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
         rule, reason = "derivative of a quotient" if has_quotient(e) else "derivative of a product", _SLOPE
     return (Firing(rule, text(e), text(e), reason, e),) if rule else ()
@@ -225,6 +228,8 @@ class _Pass:
         terms = collected(e)
         hazard = hazards(terms)
         if not hazard:
+            if terms and has_like_terms(e, terms):
+                return self.fired("like terms", e, self.made(e, built(terms), depth, ("add", "sub")), _LIKE_TERMS)
             return self._summands(e, depth)
         if (split := self._split(e, terms, depth)) is not None:
             return split
@@ -301,6 +306,8 @@ _LOGARITHM = "the operand is rounded where it is near 1, and overflows or underf
 _ROOT = "the square overflows or underflows, and the slope at 0 is 0/0"
 _POWER = "the base is rounded where it is near 1, and the power multiplies that error by the exponent"
 _WIDER = "products or squares overflow, underflow or round in the middle where the result does not"
+_LIKE_TERMS = "what is rounded in the middle of a sum is missing where most of it is taken away again"
+_BRANCH_POINT = "the operand is rounded where it is near 1, and the slope there is infinite"
 _SLOPE = "in the derivative of the plain form the terms cancel"
 _LIMIT = "0 times the logarithm of 0 is NaN; the limit is 0"
 _SCALED = "the exponentials overflow where their quotient does not"

@@ -32,6 +32,15 @@ def needs_range(e: Expr) -> bool:
 
 
 @remembered
+def meets_branch_point(e: Expr) -> bool:
+    """Whether acos or asin, whose slopes at ±1 are infinite, is taken of a sum that is rounded there: as cosines of arcs."""
+    return any(
+        n.op in ("acos", "asin") and any(m.op in ("add", "sub") and len(m.leaves) > 1 for m in nodes(n.args[0]))
+        for n in nodes(e)
+    )
+
+
+@remembered
 def slope_needs_range(e: Expr) -> bool:
     """Whether that is so of a derivative: 1/(x² + y²) is out of range only where its denominator is, its slopes before."""
     if not any(_divides_by_sum(n) or _divides_by_power(n) or n.op == "atan2" for n in nodes(e)) or _is_guarded(e):
