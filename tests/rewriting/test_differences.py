@@ -86,6 +86,8 @@ CASES = {
     "like terms": (lambda a, b: a - (a + b) / 2, [(16777215.0, 16777214.0), (3.0, 3.0000002)]),
     "area of a triangle": (_heron, [(1.0, 1.0, 1.9999999), (3.0, 3.0000002, 5.9999998)], 16.0),
     "central angle": (_central_angle, [(0.5, 0.5001, 1.0, 1.0002), (-0.3, -0.3, 2.0, 2.0001)]),
+    "weight of a slerp": (lambda x, t: jnp.sin((1 - t) * x) / jnp.sin(x), [(1e-3, 0.3), (1e-2, 0.75)]),
+    "quotient of logarithms": (lambda x, t: jnp.log1p(t * x) / jnp.log1p(x), [(1e-3, 0.3), (1e-2, 2.0)]),
     "slope of a decaying sum": (lambda x: (1 + x) * jnp.exp(-x), [(1e-4,), (-1e-6,), (20.0,)]),
     "Matérn 3/2": (_matern_3, [(1e-4,), (-1e-6,), (10.0,)]),
     "Matérn 5/2": (_matern_5, [(1e-3,), (-1e-6,), (10.0,)]),

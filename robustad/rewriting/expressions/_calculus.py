@@ -29,6 +29,7 @@ from robustad.rewriting.expressions._products import Sum, TooLong, built, collec
 from robustad.rewriting.expressions._range import (
     has_decaying_sum,
     has_quotient,
+    has_quotient_of_functions,
     height,
     meets_branch_point,
     needs_range,
@@ -92,7 +93,15 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
         rule, reason = "wider range", _BRANCH_POINT
     elif (has_quotient(e) or has_decaying_sum(e)) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
         rule, reason = "derivative of a quotient" if has_quotient(e) else "derivative of a product", _SLOPE
+    elif has_quotient_of_functions(e) and any(_slope_cancels(e, i) for i in sorted(e.leaves)):
+        rule, reason = "derivative of a quotient", _SLOPE
     return (Firing(rule, text(e), text(e), reason, e),) if rule else ()
+
+
+def _slope_cancels(e: Expr, index: int) -> bool:
+    """Whether the terms of a derivative cancel: in a wider format they do so without harm."""
+    slope = derivative(e, index)
+    return any(hazards(collected(n)) > _BETTER for n in nodes(slope) if n.op in ("add", "sub"))
 
 
 def _slope_is_mended(e: Expr, index: int) -> bool:

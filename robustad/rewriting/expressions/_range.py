@@ -113,6 +113,20 @@ def has_quotient(e: Expr) -> bool:
     )
 
 
+def has_quotient_of_functions(e: Expr) -> bool:
+    """Whether functions of a variable are divided by each other: sin(t x)/sin(x), in whose slope the terms cancel near 0."""
+    return any(
+        n.op == "div"
+        and n.args[0].op in _VANISHING
+        and n.args[1].op in _VANISHING
+        and n.args[0].leaves & n.args[1].leaves
+        for n in nodes(e)
+    )
+
+
+_VANISHING = ("sin", "tan", "sinh", "tanh", "expm1", "log1p", "log", "atan", "asin", "asinh", "atanh")
+
+
 def has_decaying_sum(e: Expr) -> bool:
     """Whether a sum and an exponential of the same variable are multiplied: (1 + r) exp(-r), whose slope is -r exp(-r)."""
     return any(
