@@ -246,13 +246,13 @@ def _is_plain(step: Step) -> bool:
     return step.equation is not None and step.rewrite is None and not step.inside
 
 
-_WIDE = tuple(map(np.dtype, (np.float64, np.complex128, np.int64, np.uint64)))
+WIDE = tuple(map(np.dtype, (np.float64, np.complex128, np.int64, np.uint64)))
 
 
 def _wide(step: Step) -> contextlib.AbstractContextManager[Any]:
     """64-bit arrays may be made inside of `jax.enable_x64(True)` alone; a step is evaluated outside of the user's."""
     terms = (*step.operands, *step.outputs)
-    if jax.config.jax_enable_x64 or not any(t.dtype in _WIDE for t in terms):  # pyright: ignore[reportAttributeAccessIssue]
+    if jax.config.jax_enable_x64 or not any(t.dtype in WIDE for t in terms):  # pyright: ignore[reportAttributeAccessIssue]
         return contextlib.nullcontext()
     return jax.enable_x64(True)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -63,7 +63,8 @@ def guarded(outputs: Sequence[Term], demanded: Demand = None, effects: Iterable[
         if step.name in ("max", "min", "clamp"):
             new[step] = [_decided(step, operands)]
             continue
-        new[step] = step.on(operands, rewrite=inserted or step.rewrite).outputs
+        told = [r for r in (step.rewrite, inserted) if r is not None]
+        new[step] = step.on(operands, rewrite=next(iter(told), None), inside=(*step.inside, *told[1:])).outputs
     return [seen(t) for t in outputs]
 
 

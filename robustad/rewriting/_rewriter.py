@@ -45,6 +45,7 @@ class Rewriter:
     body: what the body of a loop becomes.
     carried, depth: what `_log_space` knows of terms, and how deep it looks.
     loops: those that `_totals` has looked into.
+    scaled: what `_scaled_loops` has made.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Rewriter:
         self.carried: dict[Term, Any] = {}
         self.depth = 0
         self.loops: dict[Step, Any] = {}
+        self.scaled: dict[tuple[Term, tuple[int, ...]], Any] = {}
         self._known: dict[Term, Term] = {}
         self._steps: dict[Step, Step] = {}
         self._by_rule: dict[Term, Term | None] = {}

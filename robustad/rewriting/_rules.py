@@ -13,6 +13,8 @@ from robustad.rewriting import (  # noqa: I001 (their order is their precedence)
     _mesh_sums as _mesh_sums,
     _moments as _moments,
     _cosines as _cosines,
+    _normalised as _normalised,
     _weights as _weights,
+    _exponential_divisors as _exponential_divisors,
     _inlined as _inlined,
 )

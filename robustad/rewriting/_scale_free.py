@@ -1,20 +1,21 @@
 """Quotients in which the scale of what a loop carries drops out: v / ‖v‖ of a power iteration, α / Σ α of a filter.
 
-The loop's value may have left the range, the quotient has not: it is that of the scaled value (`_scaled_loops`).
+The loop's value may have left the range, the quotient has not: it is that of the scaled value (`_scaled_loops`). Rows with
+divisors of their own have scales of their own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 
 from robustad.rewriting._graph import Term, scalar
 from robustad.rewriting._layout import spread
-from robustad.rewriting._log_space import parts
 from robustad.rewriting._norms import norm_of
 from robustad.rewriting._report import Rewrite
 from robustad.rewriting._rewriter import Rewriter, place_of, rule
+from robustad.rewriting._rows import place_in
+from robustad.rewriting._scaled_loops import rows_of, scaled_carry
 
 _LOOPS = ("scan", "while")
 _SAME = frozenset(
@@ -27,15 +28,14 @@ _DEEPEST = 8
 @rule("div")
 def quotient(term: Term, rw: Rewriter) -> Term | None:
     top, bottom = term.operands
-    if math.prod(spread(bottom).source.shape) != 1:  # rows with divisors of their own have scales of their own
-        return None
     if scalar(bottom) is not None or (carried := _loop_under(top, _DEEPEST)) is None:
         return None
     known: dict[Term, Fraction | None] = {carried: Fraction(1)}
     degree = _degree(top, known)
-    if not degree or degree != _degree(bottom, known) or (found := parts(carried, rw)) is None:
+    if not degree or degree != _degree(bottom, known) or (rows := _common_rows(carried, top, bottom)) is None:
         return None
-    if found.rest is None or found.rest.name != "scaled loop":
+    found = scaled_carry(carried, rw, rows)
+    if found is None or found.rest is None or found.rest.name != "scaled loop":
         return None
     made = {carried: found.rest}
 
@@ -49,6 +49,19 @@ def quotient(term: Term, rw: Rewriter) -> Term | None:
         "v leaves the range in the loop, and its scale drops out",
     )  # fmt: skip
     return term.step.on([rebuilt(top), rebuilt(bottom)], rewrite=told).outputs[term.index]
+
+
+def _common_rows(carried: Term, top: Term, bottom: Term) -> tuple[int, ...] | None:
+    """The axes of what a loop carries along which each row has a divisor of its own; None where the divisor is another
+    along other axes too.
+    """
+    if not spread(bottom).source.shape:
+        return ()
+    places = {axis: place_in(top, {carried: axis}) for axis in rows_of(carried)}
+    rows = {axis: p for axis, p in places.items() if isinstance(p, int) and place_in(bottom, {carried: axis}) == p}
+    seen = spread(bottom)
+    divisors = {d for n, d in zip(seen.source.shape, seen.dims) if n != 1}
+    return tuple(rows) if divisors <= set(rows.values()) else None
 
 
 def _loop_under(term: Term, depth: int) -> Term | None:

@@ -4,6 +4,7 @@ The forward algorithm of a hidden Markov model carries a vector of probabilities
 hundred steps all of it has underflowed, though its logarithm is of moderate size. Where a step is linear in what it carries,
 the scale of the carry may be anything: after each step it is taken out as a power of two, exactly, and counted (Rabiner,
 Proc. IEEE 77, 1989). The counted scale is constant in derivatives: what it adds to the logarithm, the scaled carry lacks.
+Rows that the step keeps apart (`_rows`), as those of a batch, have a scale each.
 """
 
 import math
@@ -18,6 +19,7 @@ from robustad._jaxpr import Body, Call, Scan, While
 from robustad.rewriting._graph import Run, Step, Term
 from robustad.rewriting._log_space import Parts, parts_of
 from robustad.rewriting._rewriter import Rewriter
+from robustad.rewriting._rows import row_axes
 
 _LINEAR = frozenset(
     "neg convert_element_type copy reshape squeeze expand_dims broadcast_in_dim transpose rev slice reduce_sum "
@@ -29,14 +31,30 @@ _BILINEAR = frozenset(["mul", "dot_general", "conv_general_dilated"])
 @parts_of("scan", "while")
 def carried_product(term: Term, rw: Rewriter) -> Parts | None:
     """The final carry of a loop whose step is linear in it, as scale and scaled value."""
-    step, k = term.step, term.index
-    eqn = step.equation
-    loop = _jaxpr.control(eqn) if eqn is not None else None
-    if eqn is None or not isinstance(loop, Scan | While) or _jaxpr.has_effects(eqn):
+    return scaled_carry(term, rw, rows_of(term))
+
+
+def rows_of(term: Term) -> tuple[int, ...]:
+    """The axes of a loop's final carry along which its step keeps rows apart."""
+    loop = _loop(term.step)
+    if loop is None or term.index >= len(loop.body.outputs):
+        return ()
+    first = loop.consts if isinstance(loop, Scan) else loop.body_consts
+    return row_axes(loop.body, first + term.index, term.index) if _is_linear(loop, term.index) else ()
+
+
+def scaled_carry(term: Term, rw: Rewriter, rows: tuple[int, ...]) -> Parts | None:
+    """The same, with a scale for each row along these axes."""
+    if (term, rows) not in rw.scaled:
+        rw.scaled[term, rows] = _scaled_carry(term, rw, rows)
+    return rw.scaled[term, rows]
+
+
+def _scaled_carry(term: Term, rw: Rewriter, rows: tuple[int, ...]) -> Parts | None:
+    step, k, loop = term.step, term.index, _loop(term.step)
+    if loop is None or not jnp.issubdtype(term.dtype, jnp.floating) or 0 in term.shape or not _is_linear(loop, k):
         return None
-    if not jnp.issubdtype(term.dtype, jnp.floating) or 0 in term.shape or not _is_linear(loop, k):
-        return None
-    run = _scaled_scan(loop, k, rw) if isinstance(loop, Scan) else _scaled_while(loop, k, rw)
+    run = _scaled_scan(loop, k, rw, rows) if isinstance(loop, Scan) else _scaled_while(loop, k, rw, rows)
 
     def parts(*arrays: Array) -> list[Array]:
         count, value = run(*arrays)
@@ -46,6 +64,12 @@ def carried_product(term: Term, rw: Rewriter) -> Parts | None:
     operands = [rw(t) for t in step.operands]
     log, rest = Step.several("scaled loop", parts, operands, [term.aval, term.aval], origin=step.origin)
     return Parts(log, rest)
+
+
+def _loop(step: Step) -> Scan | While | None:
+    eqn = step.equation
+    loop = _jaxpr.control(eqn) if eqn is not None and not _jaxpr.has_effects(eqn) else None
+    return loop if isinstance(loop, Scan | While) else None
 
 
 def _is_linear(loop: Scan | While, k: int) -> bool:
@@ -65,9 +89,10 @@ def _is_linear(loop: Scan | While, k: int) -> bool:
     return outputs[k] == 1 and not any(d is None or (d and i < carries - 1) for i, d in enumerate(others))
 
 
-def _scaled(c: Array) -> tuple[Array, Array]:
-    """An array over the power of two near its largest entry, and the exponent of that."""
-    largest = jnp.max(jnp.abs(lax.stop_gradient(c)))
+def _scaled(c: Array, rows: Sequence[int]) -> tuple[Array, Array]:
+    """An array over the power of two near its largest entry, or of each of its rows, and the exponent of that."""
+    others = tuple(i for i in range(c.ndim) if i not in rows)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(c)), others, keepdims=bool(rows))
     exponent = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
     return c * jnp.exp2(-exponent.astype(c.dtype)), exponent
 
@@ -76,7 +101,7 @@ def _strong(carry: Sequence[Array]) -> list[Array]:
     return [lax.convert_element_type(c, jnp.result_type(c)) for c in carry]
 
 
-def _scaled_scan(scan: Scan, k: int, rw: Rewriter) -> Run:
+def _scaled_scan(scan: Scan, k: int, rw: Rewriter, rows: Sequence[int]) -> Run:
     body = rw.body(scan.body)
 
     def run(*arrays: Array) -> list[Array]:
@@ -85,10 +110,10 @@ def _scaled_scan(scan: Scan, k: int, rw: Rewriter) -> Run:
         def one(state: Any, x: Any) -> tuple[Any, None]:
             count, carry = state
             carry = list(body(*consts, *carry, *x)[: scan.carry])
-            carry[k], more = _scaled(carry[k])
+            carry[k], more = _scaled(carry[k], rows)
             return (count + more, carry), None
 
-        carry[k], first = _scaled(carry[k])
+        carry[k], first = _scaled(carry[k], rows)
         xs = list(arrays[scan.consts + scan.carry :])
         (count, carry), _ = lax.scan(one, (first, carry), xs, scan.length, reverse=scan.reverse, unroll=scan.unroll)
         return [count, carry[k]]
@@ -96,7 +121,7 @@ def _scaled_scan(scan: Scan, k: int, rw: Rewriter) -> Run:
     return run
 
 
-def _scaled_while(loop: While, k: int, rw: Rewriter) -> Run:
+def _scaled_while(loop: While, k: int, rw: Rewriter, rows: Sequence[int]) -> Run:
     condition, body = rw.body(loop.cond), rw.body(loop.body)
     both = loop.cond_consts + loop.body_consts
 
@@ -110,10 +135,10 @@ def _scaled_while(loop: While, k: int, rw: Rewriter) -> Run:
         def one(state: Any) -> Any:
             count, carry = state
             carry = list(body(*of_body, *carry))
-            carry[k], more = _scaled(carry[k])
+            carry[k], more = _scaled(carry[k], rows)
             return count + more, carry
 
-        carry[k], first = _scaled(carry[k])
+        carry[k], first = _scaled(carry[k], rows)
         count, carry = lax.while_loop(lambda state: condition(*of_condition, *state[1])[0], one, (first, carry))
         return [count, carry[k]]
 

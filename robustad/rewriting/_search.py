@@ -1,7 +1,7 @@
 """Examples of a function's arguments, and what its cones compute on them: `stabilize(f, examples=...)`.
 
 Every elementwise cone of the program is measured (`expressions/_measured.py`) on the values that its leaves take when the
-program runs on the examples. The bodies of loops and branches, which run on values of their own, are left to the rules.
+program runs on the examples; in the body of a loop or branch, on what comes to it then (`_recorded.py`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.rewriting._graph import Term, evaluate, in_order
+from robustad._jaxpr import Control
+from robustad.rewriting._graph import Step, Term, evaluate, in_order
+from robustad.rewriting._recorded import recorded
 from robustad.rewriting._traced import Traced
 from robustad.rewriting.expressions._expression import Expr
 from robustad.rewriting.expressions._measured import Found, best
@@ -79,17 +81,18 @@ def _shape(args: Any) -> str:
 class Values:
     """The examples' arrays, for the inputs of one program."""
 
-    def __init__(self, columns: Sequence[np.ndarray]):
+    def __init__(self, columns: Sequence[Any]):
         self._columns = columns
 
     def searching(self, inputs: Sequence[Term]) -> "Search":
-        return Search(inputs, self._columns)
+        """On terms of the inputs' values, perhaps in a wider format."""
+        return Search(inputs, [c if c.dtype == t.dtype else c.astype(t.dtype) for c, t in zip(self._columns, inputs)])
 
 
 class Search:
     """What the forms of a program's cones are measured with."""
 
-    def __init__(self, inputs: Sequence[Term], columns: Sequence[np.ndarray]):
+    def __init__(self, inputs: Sequence[Term], columns: Sequence[Any]):
         self._inputs, self._columns = inputs, columns
 
     def __call__(self, term: Term, plain: Expr, stable: Expr | None, leaves: Sequence[Term]) -> Found | None:
@@ -101,17 +104,36 @@ class Search:
         values = self._values([leaves[i] for i in used], term.shape)
         return None if values is None else best(plain, stable, dict(zip(used, values)), dtype)
 
+    def inside(self, step: Step, inner: Control, operands: Sequence[Term]) -> "list[Values | None]":
+        """What the examples are in the bodies of a loop, a branch or a checkpoint; None where they do not come to it."""
+        found: list[list[Any] | None] = [None] * len(_jaxpr.bodies(inner))
+        if step.equation is not None and not _jaxpr.has_effects(step.equation) and self._is_known(operands):
+            with jax.ensure_compile_time_eval():
+                found = recorded(inner, self._run(operands))
+        return [None if columns is None else Values(columns) for columns in found]
+
     def _values(self, leaves: Sequence[Term], shape: tuple[int, ...]) -> list[np.ndarray] | None:
         """What the leaves are on the examples, in one row of elements for each."""
-        for step in in_order(t.step for t in leaves):
-            if step.equation is not None and _jaxpr.has_effects(step.equation):
-                return None
-        if any(_jaxpr.is_traced(t.value) for s in in_order(t.step for t in leaves) for t in (*s.outputs, *s.operands)):
+        if not self._is_known(leaves):
             return None
+        with jax.ensure_compile_time_eval():
+            return [np.ravel(np.asarray(x)) for x in self._run(leaves, shape)]
+
+    @staticmethod
+    def _is_known(terms: Sequence[Term]) -> bool:
+        """Whether terms can be computed from the examples alone."""
+        steps = in_order(t.step for t in terms)
+        if any(s.equation is not None and _jaxpr.has_effects(s.equation) for s in steps):
+            return False
+        return not any(
+            _jaxpr.is_traced(t.value) for t in (*terms, *(t for s in steps for t in (*s.outputs, *s.operands)))
+        )
+
+    def _run(self, terms: Sequence[Term], shape: tuple[int, ...] | None = None) -> list[jax.Array]:
+        """Their values, one row for each example, each in the given shape."""
 
         def run(*arrays: jax.Array) -> list[jax.Array]:
-            found = evaluate(leaves, [], dict(zip(self._inputs, arrays)))
-            return [jnp.broadcast_to(x, shape) for x in found]
+            found = evaluate(terms, [], dict(zip(self._inputs, arrays)))
+            return [x if shape is None else jnp.broadcast_to(x, shape) for x in found]
 
-        with jax.ensure_compile_time_eval():
-            return [np.ravel(np.asarray(x)) for x in jax.jit(jax.vmap(run))(*self._columns)]
+        return jax.jit(jax.vmap(run))(*self._columns)

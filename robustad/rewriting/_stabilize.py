@@ -19,7 +19,8 @@ from robustad.rewriting._graph import Graph, Step, Term, evaluate, in_order, inp
 from robustad.rewriting._guard import guarded
 from robustad.rewriting._report import Rewrite, Rewrites, Untouched
 from robustad.rewriting._rewriter import Rewriter, place_of
-from robustad.rewriting._search import Examples, Values
+from robustad.rewriting._search import Examples, Search, Values
+from robustad.rewriting._sunk import Sunk, fires_more, sunk
 from robustad.rewriting._traced import Traced
 from robustad.rewriting.twins._composites import ELEMENTWISE, composite
 from robustad.rewriting.twins._primitives import twin
@@ -33,6 +34,7 @@ class Rewritten:
     branch: whether the program is a branch, and takes one operand more, before the others: whether it is the one taken.
     wide: what a scan, whose body the program is, keeps in float32.
     examples: values of its inputs, on which forms are measured.
+    given: what its inputs are made of, which are further inputs of it then.
     rewrites: what was replaced.
     untouched: what was left alone that might be looked for.
     """
@@ -47,21 +49,28 @@ class Rewritten:
         wide: Wide | None = None,
         consts: int = 0,
         examples: Values | None = None,
+        given: Sunk | None = None,
     ):
         graph = Graph()
         self._inputs = [input_term(_jaxpr.aval(v)) for v in program.inputs]
         operands = list(self._inputs)
+        if given is not None:
+            leaves = [input_term(t.aval) for t in given.leaves]
+            operands, made = given.inside(operands, leaves)
+            graph.terms.extend(made)
+            self._inputs += leaves
         wide = wide or Wide()
         for i in (*wide.consts, *(consts + k for k in wide.carries)):
             self._inputs[i], operands[i] = wide_input(_jaxpr.aval(program.inputs[i]))
         outputs = graph.read(program, operands, _is_opened)
+        search = None if examples is None else examples.searching(tuple(self._inputs))
         demanded: Demand = None
         if branch:
             taken = input_term(jax.ShapeDtypeStruct((), np.bool_))
             self._inputs.insert(0, taken)
             demanded = frozenset([frozenset([(taken, True)])])
-        search = None if examples is None else examples.searching(operands)
-        rewriter = Rewriter(Cones(graph.terms, outputs, search), _plainly, Rewritten)
+        plainly = functools.partial(_plainly, search=search)
+        rewriter = Rewriter(Cones(graph.terms, outputs, search), plainly, Rewritten)
         sums = {}
         for k in wide.carries:
             sums[k] = _accumulated(outputs[k], self._inputs[consts + k], operands[consts + k], rewriter)
@@ -111,7 +120,7 @@ def _is_opened(eqn: Equation, inner: Call) -> bool:
     return eqn.primitive.name in _OPENED and is_rebuilt(eqn, inner) and composite(eqn) is None
 
 
-def _plainly(step: Step, rw: Rewriter) -> Step:
+def _plainly(step: Step, rw: Rewriter, search: Search | None) -> Step:
     """A step that no rule wants: its own operation on rewritten operands, with rewritten bodies."""
     operands = tuple(rw(t) for t in step.operands)
     eqn = step.equation
@@ -122,11 +131,21 @@ def _plainly(step: Step, rw: Rewriter) -> Step:
         return step.on(operands, run=whole.function, rewrite=told, elementwise=single, safe=1.0 if single else None)
     if eqn is not None and inner is not None and is_rebuilt(eqn, inner):
         wide = wide_in(inner) if isinstance(inner, _jaxpr.Scan) else Wide()
+        programs = _jaxpr.bodies(inner)
+        values = [None] * len(programs) if search is None else search.inside(step, inner, step.operands)
         if isinstance(inner, _jaxpr.Scan):
-            bodies = [Rewritten(inner.body, wide=wide, consts=inner.consts)]
+            bodies = [Rewritten(inner.body, wide=wide, consts=inner.consts, examples=values[0])]
         else:
-            bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond)) for b in _jaxpr.bodies(inner)]
+            bodies = [Rewritten(b, isinstance(inner, _jaxpr.Cond), examples=v) for b, v in zip(programs, values)]
         told = tuple(r for b in bodies for r in b.rewrites)
+        if (given := sunk(step, inner)) is not None:
+            taken = (*step.operands, *given.leaves)
+            values = values if search is None else search.inside(step, inner, taken)
+            branch = isinstance(inner, _jaxpr.Cond)
+            more = [Rewritten(b, branch, examples=v, given=given) for b, v in zip(programs, values)]
+            inside = tuple(r for b in more for r in b.rewrites)
+            if fires_more(inside, told):
+                bodies, told, operands = more, inside, (*operands, *map(rw, given.leaves))
         untouched = tuple(u for b in bodies for u in b.untouched)
         if wide.consts:
             told = (*told, _wide_constants(step))
@@ -195,7 +214,8 @@ def stabilize(f: Callable[..., Any], *, examples: Sequence[tuple[Any, ...]] | No
       examples: tuples of positional arguments such as `f` will be called with, of the same structure and shapes. Then every
         elementwise expression is measured on them, value and first derivatives, against a run in as many digits as it
         takes, and among the plain form, the rules' and others the best one is taken, if on no example it is worse than the
-        plain form. Bodies of loops and branches go by the rules alone. It costs about a second for each expression.
+        plain form. In the body of a loop or branch it is measured on what comes to it when `f` runs on the examples, at a
+        part of the iterations; bodies inside `shard_map` go by the rules alone. It costs about a second for each expression.
 
     Returns:
       A function of the same signature and pytrees. `stabilize(f).rewrites(*args)` lists what is replaced for these

@@ -4,11 +4,39 @@ plain form is far off.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tests.rewriting._scalar import check, firings
+from tests.rewriting._scalar import check, firings, stable
 
 cbrt = jnp.cbrt
+
+
+def _entropy_of_sigmoid(x):
+    p = 1 / (1 + jnp.exp(x))
+    return p * jnp.log(p) + (1 - p) * jnp.log(1 - p)
+
+
+def _matern_3(x):
+    r = jnp.sqrt(3.0) * jnp.abs(x)
+    return (1 + r) * jnp.exp(-r)
+
+
+def _matern_5(x):
+    r = jnp.sqrt(5.0) * jnp.abs(x)
+    return (1 + r + r * r / 3) * jnp.exp(-r)
+
+
+def _heron(a, b, c):
+    s = (a + b + c) / 2
+    return jnp.sqrt(s * (s - a) * (s - b) * (s - c))
+
+
+def _central_angle(a, b, c, d):
+    """Of two places on a sphere, by the law of cosines."""
+    return jnp.arccos(jnp.sin(a) * jnp.sin(b) + jnp.cos(a) * jnp.cos(b) * jnp.cos(d - c))
+
+
 # name: (function, points at which the plain form is wrong)
 CASES = {
     "sqrt": (lambda x: jnp.sqrt(x + 1) - jnp.sqrt(x), [(1e10,), (3e20,)]),
@@ -38,6 +66,7 @@ CASES = {
     "softplus": (lambda x: jnp.log(1 + jnp.exp(x)), [(100.0,), (-30.0,)]),
     "log sigmoid": (lambda x: jnp.log(1 / (1 + jnp.exp(-x))), [(-100.0,), (20.0,)]),
     "log of 1 - sigmoid": (lambda x: jnp.log(1 - jax.nn.sigmoid(x)), [(100.0,)]),
+    "entropy of a sigmoid": (_entropy_of_sigmoid, [(-30.0,), (30.0,), (2.0,)]),
     "log cosh": (lambda x: jnp.log((jnp.exp(x) + jnp.exp(-x)) / 2), [(100.0,), (1e-3,)]),
     "logaddexp": (lambda x, y: jnp.log(jnp.exp(x) + jnp.exp(y)), [(100.0, 99.0)]),
     "log of a product": (lambda x, y: jnp.log(y * jnp.exp(x)), [(100.0, 3.0), (-200.0, 0.5)]),
@@ -54,6 +83,14 @@ CASES = {
     "difference of products": (lambda a, b, c, d: a * b - c * d, [(2396747.0, 7.0, 7.0, 2396747.5)]),
     "root of a square": (lambda a, x: jnp.sqrt((a * x) * (a * x)), [(1e-15, 1e-10), (1e15, -1e10)]),
     "range": (lambda a, b, t: a * b / ((t + a) * (t + a)), [(1e25, 3.0, 2e25)]),
+    "like terms": (lambda a, b: a - (a + b) / 2, [(16777215.0, 16777214.0), (3.0, 3.0000002)]),
+    "area of a triangle": (_heron, [(1.0, 1.0, 1.9999999), (3.0, 3.0000002, 5.9999998)], 16.0),
+    "central angle": (_central_angle, [(0.5, 0.5001, 1.0, 1.0002), (-0.3, -0.3, 2.0, 2.0001)]),
+    "weight of a slerp": (lambda x, t: jnp.sin((1 - t) * x) / jnp.sin(x), [(1e-3, 0.3), (1e-2, 0.75)]),
+    "quotient of logarithms": (lambda x, t: jnp.log1p(t * x) / jnp.log1p(x), [(1e-3, 0.3), (1e-2, 2.0)]),
+    "slope of a decaying sum": (lambda x: (1 + x) * jnp.exp(-x), [(1e-4,), (-1e-6,), (20.0,)]),
+    "Matérn 3/2": (_matern_3, [(1e-4,), (-1e-6,), (10.0,)]),
+    "Matérn 5/2": (_matern_5, [(1e-3,), (-1e-6,), (10.0,)]),
     "slope of a ratio": (lambda x: (x - 1) / (x + 1), [(1e10,)]),
 }
 
@@ -61,6 +98,17 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_slopes(name):
     check(*CASES[name])
+
+
+@pytest.mark.parametrize(("kernel", "curvature"), [(_matern_3, -3), (_matern_5, -5 / 3)])
+def test_second_derivatives_of_even_functions(kernel, curvature):
+    """At 0, where |x| has no derivative, and near it, within 4 ulp."""
+    second = jax.jit(jax.grad(jax.grad(stable(kernel))))
+    for x in (0.0, 1e-12, -1e-12):
+        np.testing.assert_allclose(second(jnp.float32(x)), curvature, rtol=4 * 2**-24)
+    with jax.enable_x64(True):
+        wanted = jax.grad(jax.grad(kernel))(np.float64(np.float32(0.3)))
+    np.testing.assert_allclose(second(np.float32(0.3)), np.asarray(wanted), rtol=2**-22)
 
 
 HEALTHY = {

@@ -26,11 +26,20 @@ from robustad.rewriting.expressions._expression import (
 )
 from robustad.rewriting.expressions._logarithms import arc_cosine, logarithm, power_near_one
 from robustad.rewriting.expressions._products import Sum, TooLong, built, collected, of_product
-from robustad.rewriting.expressions._range import has_quotient, height, needs_range, root_of_square, slope_needs_range
+from robustad.rewriting.expressions._range import (
+    has_decaying_sum,
+    has_quotient,
+    has_quotient_of_functions,
+    height,
+    meets_branch_point,
+    needs_range,
+    root_of_square,
+    slope_needs_range,
+)
 from robustad.rewriting.expressions._removable import cancellations, removed
 from robustad.rewriting.expressions._samples import conditions, loss, undefined, where
 from robustad.rewriting.expressions._selects import hoisted
-from robustad.rewriting.expressions._sums import begin, cancelling_parts, difference, hazards, is_gelu
+from robustad.rewriting.expressions._sums import begin, cancelling_parts, difference, has_like_terms, hazards, is_gelu
 from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
@@ -80,9 +89,19 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     rule = reason = ""
     if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
-    elif has_quotient(e) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
+    elif meets_branch_point(e):
+        rule, reason = "wider range", _BRANCH_POINT
+    elif (has_quotient(e) or has_decaying_sum(e)) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
+        rule, reason = "derivative of a quotient" if has_quotient(e) else "derivative of a product", _SLOPE
+    elif has_quotient_of_functions(e) and any(_slope_cancels(e, i) for i in sorted(e.leaves)):
         rule, reason = "derivative of a quotient", _SLOPE
     return (Firing(rule, text(e), text(e), reason, e),) if rule else ()
+
+
+def _slope_cancels(e: Expr, index: int) -> bool:
+    """Whether the terms of a derivative cancel: in a wider format they do so without harm."""
+    slope = derivative(e, index)
+    return any(hazards(collected(n)) > _BETTER for n in nodes(slope) if n.op in ("add", "sub"))
 
 
 def _slope_is_mended(e: Expr, index: int) -> bool:
@@ -139,6 +158,7 @@ class _Pass:
         self.hazards = 0.0
         self.memo: dict[tuple[Expr, object], Expr] = {}
         self.done: set[Expr] = set()  # sums and products that a rule made
+        self.logarithms: dict[Expr, list[tuple[object, ...]]] = {}  # the cases in which a form of them was looked for
 
     def whole(self, e: Expr) -> Stable:
         begin()
@@ -166,6 +186,11 @@ class _Pass:
         original = set(nodes(before))
         self.done.update(n for n in nodes(after) if n.op in finished and n not in original)
         return self.form(hoisted(after), depth + 1)
+
+    def _is_of_own_form(self, e: Expr) -> bool:
+        """Whether a logarithm is a case of its own form, or stands within a case in which it has none."""
+        here = conditions()
+        return any(here[: len(case)] == case for case in self.logarithms.get(e, ()))
 
     def children(self, e: Expr, depth: int) -> Expr:
         if not e.args:
@@ -199,9 +224,9 @@ class _Pass:
                     return self.fired(
                         "arc cosine near 1", e, self.made(e, better, depth, ("add", "sub")), _CANCELLATION
                     )
-            case "log" | "log1p" if e not in self.done:
+            case "log" | "log1p" if e not in self.done and not self._is_of_own_form(e):
                 better = logarithm(e)
-                self.done.add(e)  # where it is a case of its own form
+                self.logarithms.setdefault(e, []).append(conditions())
                 if better is not None and better is not e:
                     return self.fired("logarithm", e, self.made(e, better, depth, ("log", "log1p")), _LOGARITHM)
         return self.children(e, depth)
@@ -212,6 +237,8 @@ class _Pass:
         terms = collected(e)
         hazard = hazards(terms)
         if not hazard:
+            if terms and has_like_terms(e, terms):
+                return self.fired("like terms", e, self.made(e, built(terms), depth, ("add", "sub")), _LIKE_TERMS)
             return self._summands(e, depth)
         if (split := self._split(e, terms, depth)) is not None:
             return split
@@ -288,6 +315,8 @@ _LOGARITHM = "the operand is rounded where it is near 1, and overflows or underf
 _ROOT = "the square overflows or underflows, and the slope at 0 is 0/0"
 _POWER = "the base is rounded where it is near 1, and the power multiplies that error by the exponent"
 _WIDER = "products or squares overflow, underflow or round in the middle where the result does not"
+_LIKE_TERMS = "what is rounded in the middle of a sum is missing where most of it is taken away again"
+_BRANCH_POINT = "the operand is rounded where it is near 1, and the slope there is infinite"
 _SLOPE = "in the derivative of the plain form the terms cancel"
 _LIMIT = "0 times the logarithm of 0 is NaN; the limit is 0"
 _SCALED = "the exponentials overflow where their quotient does not"

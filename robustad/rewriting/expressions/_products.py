@@ -97,8 +97,16 @@ def raised(a: Product, n: int) -> Product:
 
 
 def _settled(coefficient: Fraction, powers: dict[Expr, int]) -> Product:
-    """Even powers of roots taken out, exponentials gathered into one."""
+    """Even powers of roots and of absolute values taken out, sign(u) |u| as u, exponentials gathered into one."""
     powers = {a: n for a, n in powers.items() if n}
+    for a in [a for a in powers if a.op == "abs"]:
+        turned = call("sign", a.args[0])
+        n = min(powers[a], powers.get(turned, 0))
+        n = n if n > 0 else int(powers[a] / 2) * 2
+        if n:
+            powers[a] -= n
+            powers[turned] = powers.get(turned, 0) - (n if powers.get(turned, 0) > 0 else 0)
+            return times(raised(product(a.args[0]), n), (coefficient, monomial(powers)))
     roots = [a for a, n in powers.items() if a.op == "sqrt" and abs(n) >= 2]
     exponentials = [a for a in powers if a.op == "exp"]
     result: Product = (coefficient, ())

@@ -32,6 +32,15 @@ def needs_range(e: Expr) -> bool:
 
 
 @remembered
+def meets_branch_point(e: Expr) -> bool:
+    """Whether acos or asin, whose slopes at ±1 are infinite, is taken of a sum that is rounded there: as cosines of arcs."""
+    return any(
+        n.op in ("acos", "asin") and any(m.op in ("add", "sub") and len(m.leaves) > 1 for m in nodes(n.args[0]))
+        for n in nodes(e)
+    )
+
+
+@remembered
 def slope_needs_range(e: Expr) -> bool:
     """Whether that is so of a derivative: 1/(x² + y²) is out of range only where its denominator is, its slopes before."""
     if not any(_divides_by_sum(n) or _divides_by_power(n) or n.op == "atan2" for n in nodes(e)) or _is_guarded(e):
@@ -102,6 +111,36 @@ def has_quotient(e: Expr) -> bool:
         or (n.op == "mul" and any(_divides_by(b, a) for a, b in (n.args, n.args[::-1])))
         for n in nodes(e)
     )
+
+
+def has_quotient_of_functions(e: Expr) -> bool:
+    """Whether functions of a variable are divided by each other: sin(t x)/sin(x), in whose slope the terms cancel near 0."""
+    return any(
+        n.op == "div"
+        and n.args[0].op in _VANISHING
+        and n.args[1].op in _VANISHING
+        and n.args[0].leaves & n.args[1].leaves
+        for n in nodes(e)
+    )
+
+
+_VANISHING = ("sin", "tan", "sinh", "tanh", "expm1", "log1p", "log", "atan", "asin", "asinh", "atanh")
+
+
+def has_decaying_sum(e: Expr) -> bool:
+    """Whether a sum and an exponential of the same variable are multiplied: (1 + r) exp(-r), whose slope is -r exp(-r)."""
+    return any(
+        _is_sum(a) and b.op == "exp" and a.leaves & b.leaves
+        for n in nodes(e)
+        if n.op in ("mul", "div")
+        for a, b in (n.args, n.args[::-1])
+    )
+
+
+def _is_sum(e: Expr) -> bool:
+    while e.op in ("mul", "div") and rational(e.args[1]) is not None:
+        e = e.args[0]
+    return e.op in ("add", "sub")
 
 
 def _divides_by(e: Expr, x: Expr) -> bool:

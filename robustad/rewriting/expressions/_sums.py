@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 
 from robustad.rewriting.expressions._bounds import bounds
 from robustad.rewriting.expressions._differences import from_constant, function_difference
-from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, add, div, mul, power, select, sub, view
+from robustad.rewriting.expressions._expression import (
+    ONE,
+    ZERO,
+    Expr,
+    add,
+    div,
+    mul,
+    power,
+    rational,
+    select,
+    sub,
+    view,
+)
 from robustad.rewriting.expressions._polynomials import over_rationals, rational_roots, without_real_roots
 from robustad.rewriting.expressions._products import (
     Monomial,
@@ -125,6 +137,31 @@ def cancelling_parts(s: Sum) -> list[Sum]:
 def _is_exact(m: Monomial) -> bool:
     """A constant or a variable: an operand without error."""
     return not m or (len(m) == 1 and m[0][0].op == "var" and m[0][1] == 1)
+
+
+def has_like_terms(e: Expr, terms: Sum) -> bool:
+    """Whether at least half of a term drops out that is rounded in the middle of a sum: a - (a + b)/2 is (a - b)/2."""
+    largest: dict[Monomial, Fraction] = {}
+    depths: dict[Monomial, set[int]] = {}
+    for depth, c, m in _written(e, Fraction(1), 0):
+        largest[m] = max(largest.get(m, Fraction(0)), abs(c))
+        depths.setdefault(m, set()).add(depth)
+    return any(m and len(depths[m]) > 1 and 2 * abs(terms.get(m, 0)) <= c for m, c in largest.items())
+
+
+def _written(e: Expr, factor: Fraction, depth: int) -> Iterator[tuple[int, Fraction, Monomial]]:
+    """The terms of a sum as they are written, and how many operations each goes through."""
+    if e.op in ("add", "sub", "neg"):
+        yield from _written(e.args[0], -factor if e.op == "neg" else factor, depth + 1)
+        for a in e.args[1:]:
+            yield from _written(a, factor if e.op == "add" else -factor, depth + 1)
+    elif e.op in ("mul", "div") and (c := rational(e.args[1])):
+        yield from _written(e.args[0], factor * c if e.op == "mul" else factor / c, depth)
+    elif e.op == "mul" and (c := rational(e.args[0])):
+        yield from _written(e.args[1], factor * c, depth)
+    else:
+        c, m = product(e)
+        yield depth, c * factor, m
 
 
 def is_gelu(e: Expr) -> bool:
@@ -302,7 +339,7 @@ def _conjugate(s: Sum, depth: int) -> Closed | None:
     Kahan's way with quadratic equations, and that of hypot(x, y) - x. Both sides are exact in the sign of q at run time.
     """
     best: Closed | None = None
-    for root in {a: None for m in s for a, n in m if a.op == "sqrt" and n == 1}:
+    for root in {a: None for m in s for a, n in m if a.op == "sqrt" and n == 1 and a.leaves}:
         p = {m: c for m, c in s.items() if (root, 1) in m}
         q = {m: c for m, c in s.items() if (root, 1) not in m}
         if not p or not q:
