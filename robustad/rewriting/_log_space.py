@@ -8,7 +8,7 @@ log(term) = L + log(rest).
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -156,6 +156,9 @@ def both(term: Term, rw: Rewriter) -> tuple[Parts, Parts] | None:
 
 @parts_of("mul")
 def _mul(term: Term, rw: Rewriter) -> Parts | None:
+    for constant, other in (term.operands, term.operands[::-1]):
+        if (c := scalar(constant)) is not None and 0 < c < math.inf and (half := _half(term, other, rw)) is not None:
+            return Parts(half if c == 0.5 else derived(term, "add", lambda a, c=c: a + math.log(2 * c), [half]), None)
     if (got := both(term, rw)) is None:
         return None
     a, b = got
@@ -266,8 +269,41 @@ def _signed_sum(term: Term, a: Parts, b: Parts, sign: float) -> Parts:
     return weighted(term, [a.log, a.rest or one, b.log, b.rest or one], run, elementwise=True)
 
 
+def _half(like: Term, term: Term, rw: Rewriter, side: int = 1) -> Term | None:
+    """The logarithm of half of a term that tends to 2 on one side and to 0 on the other, of the shape of `like`: near 0
+    there, it would be lost beside log 2. side: -1 for the logarithm of 1 less that half."""
+    term = unwrapped(term)
+    if term.name == "select_n":
+        which, *cases = term.operands
+        if None in (halves := [_half(term, case, rw, side) for case in cases]):
+            return None
+        run = lambda w, *x: lax.select_n(w, *(jnp.broadcast_to(a, term.shape) for a in x))  # noqa: E731
+        return derived(like, "select_n", run, [rw(which), *(h for h in halves if h)])
+    if term.name == "erfc":
+        return derived(like, "log_ndtr", lambda x: st.log_ndtr(-side * math.sqrt(2) * x), [rw(term.operands[0])])
+    if term.name not in ("add", "sub"):
+        return None
+    for k, (constant, other) in enumerate((term.operands, term.operands[::-1])):
+        sign, other = 1.0 if term.name == "add" else -1.0, unwrapped(other)
+        if k == 1 and sign < 0:
+            break
+        if other.name == "neg":
+            sign, other = -sign, unwrapped(other.operands[0])
+        functions: dict[tuple[Any, str, float], Callable[[Array], Array]] = {
+            (1, "erf", sign): lambda x, s=side * sign: st.log_ndtr(s * math.sqrt(2) * x),
+            (1, "tanh", sign): lambda x, s=side * sign: st.log_sigmoid(2 * s * x),
+            (2, "erfc", -1.0): lambda x: st.log_ndtr(side * math.sqrt(2) * x),
+        }
+        if run := functions.get((scalar(constant), other.name, sign)):
+            return derived(like, f"log(half of {scalar(constant)} ± {other.name})", run, [rw(other.operands[0])])
+    return None
+
+
 def _complement(term: Term, rw: Rewriter, sign: float) -> Parts | None:
-    """1 ± a function that tends to ∓1, as an exponential."""
+    """1 ± a function that tends to ∓1, or 2 - one that tends to 2, as an exponential."""
+    if sign < 0 and scalar(term.operands[0]) == 2 and unwrapped(term.operands[1]).name == "erfc":
+        (x,) = unwrapped(term.operands[1]).operands
+        return Parts(derived(term, "log(2 - erfc)", lambda x: _log_erfc(-x), [rw(x)]), None)
     for one, other in [term.operands] if sign < 0 else [term.operands, term.operands[::-1]]:
         if scalar(one) == 1 and (got := complement(term, other, sign, rw)) is not None:
             return got
@@ -275,10 +311,15 @@ def _complement(term: Term, rw: Rewriter, sign: float) -> Parts | None:
 
 
 def complement(like: Term, other: Term, sign: float, rw: Rewriter) -> Parts | None:
-    """1 ± u, of the shape of `like`, for a sigmoid, tanh, tanh², or erf."""
+    """1 ± u, of the shape of `like`, for a sigmoid, tanh, tanh², erf, or a distribution function made of one."""
     other = unwrapped(other)
     if other.name == "neg" and sign > 0:
         (other,), sign = other.operands, -1.0
+    if other.name == "mul" and sign < 0:
+        a, b = other.operands
+        twice = b if scalar(a) == 0.5 else a if scalar(b) == 0.5 else None
+        if twice is not None and (half := _half(like, twice, rw, -1)) is not None:
+            return Parts(half, None)
     if (base := squared(other)) is not None and sign < 0 and unwrapped(base).name == "tanh":
         (x,) = unwrapped(base).operands
         return Parts(derived(like, "log_cosh", lambda x: -2 * st.log_cosh(x), [rw(x)]), None)
