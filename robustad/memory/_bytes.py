@@ -32,8 +32,8 @@ def in_bytes(size: Any, name: str = "size") -> int:
         raise TypeError(
             f"`{name}` is {size!r} of type {type(size).__name__}; expected a number of bytes or a string as '2GiB'."
         )
-    if not number > 0 or math.isinf(number):
-        raise ValueError(f"`{name}` is {size!r}; expected a number of bytes above 0.")
+    if not number >= 1 or math.isinf(number):
+        raise ValueError(f"`{name}` is {size!r}; expected a number of bytes above 0, and no fraction of one.")
     return int(number)
 
 

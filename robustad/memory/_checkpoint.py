@@ -56,6 +56,7 @@ def checkpoint(
     Raises:
         TypeError: `f` or `policy` cannot be called.
         NotImplementedError: `f` has effects, such as callbacks, that would happen twice (on differentiation, by JAX).
+            Those of `jax.debug` may stay, and do.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -86,9 +87,10 @@ def checkpoint(
             return plain(*args, **kwargs)
 
         def function(*arrays: Any) -> Any:
+            full = list(leaves)
             for i, x in zip(data, arrays):
-                leaves[i] = x
-            rest, named = tree.unflatten(leaves)
+                full[i] = x
+            rest, named = tree.unflatten(full)
             given = iter(rest)
             return run(*(x if i in fixed else next(given) for i, x in enumerate(args)), **named)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import inspect
 import logging
+import re
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +23,9 @@ from robustad.memory._bytes import in_bytes, readable
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import Flat, Step, flat, plain_call
 from robustad.memory._flops import program_flops
-from robustad.memory._gradient import GradientCall, temporaries
+from robustad.memory._gradient import GradientCall, spec, temporaries
 from robustad.memory._liveness import live
-from robustad.memory._loops import run
+from robustad.memory._loops import Way, numbered, run
 from robustad.memory._plan import Plan, Planner, Segment
 from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
 from robustad.memory._tied import tied
@@ -29,6 +34,7 @@ log = logging.getLogger("robustad")
 
 ATTEMPTS = 4
 """Plans that are compiled at most, beside the function as it is."""
+_ADDRESS = re.compile(r"(?<=0x)[0-9a-f]+")
 CLOSE = 0.93
 """A plan that measures between this share of the budget and the budget is good enough."""
 
@@ -91,13 +97,20 @@ class _Fit:
     unplanned: _Outcome
     budget: int
     compiled: int
+    ways: dict[int, list[Way]]
+    """Of the loops in the program."""
 
 
-class _Call(GradientCall):
+class Call(GradientCall):
     """A call as a flat program of its arrays and of those that the function closes over."""
 
     def __init__(self, f: Callable[..., Any], argnums: Any, has_aux: bool, args: Any, kwargs: Any):
         super().__init__(f, argnums, has_aux, args, kwargs)
+        if jax.sharding.get_abstract_mesh().manual_axes:
+            raise NotImplementedError(
+                f"`fit` of `{self.name}` is called inside `shard_map`, where it cannot compile what it plans. Put it "
+                "around: `fit(shard_map(f, ...), budget)`; or use `checkpoint` inside."
+            )
         traced, consts = _jaxpr.closed_over_nothing(jax.make_jaxpr(self._listed)(*self.specs))
         if effects := _jaxpr.repeated_effects(traced):
             raise NotImplementedError(
@@ -107,6 +120,7 @@ class _Call(GradientCall):
         self.consts = list(consts)
         self.body = _jaxpr.body(traced)
         self.flat: Flat = flat(self.body, opened=plain_call)
+        self.digest = hashlib.sha256(_ADDRESS.sub("", str(traced)).encode()).digest()
         self.moved = [len(self.consts) + k for k in self.differentiated]
 
     def _listed(self, *arrays: Any) -> list[Any]:
@@ -122,31 +136,27 @@ class _Call(GradientCall):
         return (value, aux) if self._has_aux else value
 
 
-def run_plan(call: _Call, planner: Planner, plan: Plan, arrays: Sequence[Any]) -> list[Any]:
-    """The outputs of the program, its segments recomputed as planned. arrays: consts first."""
+def run_plan(call: Call, ways: dict[int, list[Way]], plan: Plan, arrays: Sequence[Any]) -> list[Any]:
+    """The outputs of the program, its segments recomputed as planned. arrays: consts first; ways: of its loops."""
     program = call.flat
     values: dict[int, Any] = dict(program.constants) | dict(zip(program.inputs, arrays))
     last = {v: i for i, step in enumerate(program.steps) for v in step.operands if v is not None}
     last |= {v: len(program.steps) for v in program.outputs if v is not None}
     for segment in plan.segments:
-        _run_segment(program, planner, segment, values, last)
+        _run_segment(program, ways, segment, values, last)
     return outputs_of(program, values, call.body.outputs)
 
 
 def _run_segment(
-    program: Flat, planner: Planner, segment: Segment, values: dict[int, Any], last: dict[int, int]
+    program: Flat, ways: dict[int, list[Way]], segment: Segment, values: dict[int, Any], last: dict[int, int]
 ) -> None:
     steps = program.steps[segment.start : segment.stop]
     numbers = {step.site.path: i for i, step in enumerate(steps, segment.start)}
 
     def loop(step: Step, operands: Sequence[Any]) -> list[Any]:
         i = numbers[step.site.path]
-        way = planner.way_of(i, segment.way)
-        return (
-            _jaxpr.bind(step.equation, operands)
-            if way is None
-            else run(step.equation, planner.bodies[i], operands, way)
-        )
+        way = numbered(ways.get(i), segment.way)
+        return _jaxpr.bind(step.equation, operands) if way is None else run(step.equation, operands, way)
 
     made = {v for step in steps for v in step.results}
     read = [v for v in dict.fromkeys(v for step in steps for v in step.operands) if v is not None and v not in made]
@@ -174,21 +184,20 @@ def _run_segment(
     values.update((v, sealed(x) if v in fused else x) for v, x in zip(given, outs))
 
 
-class _Search:
+class Search:
     """The plan for one call: predict, compile, read the bytes, correct."""
 
-    def __init__(self, call: _Call, budget: Any):
+    def __init__(self, call: Call):
         self.call = call
         self.planner = Planner(call.flat, call.moved)
         n = len(call.flat.steps)
         nothing = Plan((Segment(0, n, True, frozenset(), 0, 0, 0, 0),), 0, 0)
         self.unplanned = self._compiled(nothing, 1.0)
-        unplanned = self.unplanned.measured
-        self.budget = int(budget * unplanned) if isinstance(budget, float) else budget
 
-    def fit(self) -> _Fit:
+    def fit(self, budget: int | float) -> _Fit:
+        self.budget = int(budget * self.unplanned.measured) if isinstance(budget, float) else budget
         if self.unplanned.measured <= self.budget:
-            return _Fit(self.unplanned, self.unplanned, self.budget, 0)
+            return _Fit(self.unplanned, self.unplanned, self.budget, 0, {})
         free = self.planner.plan(float("inf"))
         assert free is not None
         aim = self.budget * free.peak / max(1, self.unplanned.measured)
@@ -209,7 +218,8 @@ class _Search:
         held = [one for one in tried if one.measured <= self.budget]
         if not held:
             raise self._refusal(tried)
-        return _Fit(min(held, key=lambda one: (one.flops, one.measured)), self.unplanned, self.budget, len(tried))
+        best = min(held, key=lambda one: (one.flops, one.measured))
+        return _Fit(best, self.unplanned, self.budget, len(tried), self.planner.ways)
 
     def _next(self, aim: float, tried: Sequence[_Outcome]) -> Plan | None:
         """A plan that the model puts below `aim` and that is not one of those tried."""
@@ -242,10 +252,10 @@ class _Search:
         call = self.call
 
         def value(*arrays: Any) -> Any:
-            value, *aux = run_plan(call, self.planner, plan, arrays)
+            value, *aux = run_plan(call, self.planner.ways, plan, arrays)
             return value, aux
 
-        specs = [*map(_spec_of, call.consts), *call.specs]
+        specs = [*map(spec, call.consts), *call.specs]
         traced = jax.jit(jax.value_and_grad(value, tuple(call.moved), has_aux=True)).trace(*specs)
         program = _jaxpr.body(traced.jaxpr)
         sites = {site.path: site for site in _jaxpr.sites(program)}
@@ -254,7 +264,7 @@ class _Search:
         return _Outcome(plan, predicted, measured, program_flops(program))
 
     def _refusal(self, tried: Sequence[_Outcome]) -> InfeasibleBudget:
-        best = min(tried, key=lambda one: one.measured)
+        best = min([*tried, self.unplanned], key=lambda one: one.measured)
         largest = max(best.plan.segments, key=lambda s: s.inside)
         steps = self.call.flat.steps[largest.start : largest.stop]
         sized = sorted(
@@ -278,9 +288,18 @@ def _where(place: Any) -> str:
     return f" at {place.file.rpartition('/')[2]}:{place.line}" if place else ""
 
 
-def _spec_of(x: Any) -> Any:
-    kind = jax.typeof(x)
-    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, weak_type=getattr(kind, "weak_type", False))
+def certificate_of(found: _Fit, difference: float | None = None) -> Certificate:
+    """What a plan comes to."""
+    return Certificate(
+        budget=found.budget,
+        unplanned=found.unplanned.measured,
+        predicted=found.chosen.predicted,
+        measured=found.chosen.measured,
+        flop_ratio=found.chosen.flops / max(1, found.unplanned.flops),
+        segments=len(found.chosen.plan.segments),
+        compiled=found.compiled,
+        difference=difference,
+    )
 
 
 class Fitted:
@@ -289,47 +308,51 @@ class Fitted:
     def __init__(self, f: Callable[..., Any], budget: int | float, argnums: Any, has_aux: bool):
         functools.update_wrapper(self, f)
         self._f, self._budget, self._argnums, self._has_aux = f, budget, argnums, has_aux
-        self._known: dict[Any, tuple[_Search, _Fit]] = {}
+        self._known: dict[Any, _Fit] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = _Call(self._f, self._argnums, self._has_aux, args, kwargs)
-        search, found = self._found(call)
-        return call.result(run_plan(call, search.planner, found.chosen.plan, [*call.consts, *call.arrays]))
+        call = self._call(args, kwargs)
+        found = self._found(call)
+        return call.result(run_plan(call, found.ways, found.chosen.plan, [*call.consts, *call.arrays]))
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
 
     def certificate(self, *args: Any, compare: bool = False, **kwargs: Any) -> Certificate:
         """What the plan comes to at these arguments. compare: compute both gradients, which needs the memory of both."""
-        call = _Call(self._f, self._argnums, self._has_aux, args, kwargs)
-        _, found = self._found(call)
-        return Certificate(
-            budget=found.budget,
-            unplanned=found.unplanned.measured,
-            predicted=found.chosen.predicted,
-            measured=found.chosen.measured,
-            flop_ratio=found.chosen.flops / max(1, found.unplanned.flops),
-            segments=len(found.chosen.plan.segments),
-            compiled=found.compiled,
-            difference=self._difference(args, kwargs) if compare else None,
-        )
+        call = self._call(args, kwargs)
+        known = not any(x is None for x in call.arrays)
+        return certificate_of(self._found(call), self._difference(args, kwargs) if compare and known else None)
 
-    def _found(self, call: _Call) -> tuple[_Search, _Fit]:
-        key = (call.key, tuple(str(_spec_of(x)) for x in call.consts), len(call.flat.steps))
-        if key not in self._known:
-            search = _Search(call, self._budget)
-            self._known[key] = (search, search.fit())
-        return self._known[key]
+    def _call(self, args: Any, kwargs: Any) -> Call:
+        with contextlib.suppress(TypeError, ValueError):  # what does not fit is told when it is called
+            bound = inspect.signature(self._f).bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
+        return Call(self._f, self._argnums, self._has_aux, args, kwargs)
+
+    def _found(self, call: Call) -> _Fit:
+        # Under `jit` shardings are not known: what was planned for the same program with some holds.
+        placed = (call.digest, tuple(map(str, call.specs)))
+        keys = [placed, call.digest] if any(map(_jaxpr.is_traced, call.arrays)) else [placed]
+        for key in keys:
+            if key in self._known:
+                return self._known[key]
+        found = self._known[placed] = self._known[call.digest] = Search(call).fit(self._budget)
+        return found
 
     def _difference(self, args: Any, kwargs: Any) -> float:
         gradients = []
         for f in (self._f, self):
-            call = GradientCall(f, self._argnums, self._has_aux, args, kwargs)
+            call = self._call(args, kwargs).of(f)
             gradients.append(jax.jit(call.value_and_grad)(*call.arrays)[1])
-        worst = 0.0
+        worst = [0.0]
         for a, b in zip(*gradients):
             a, b = (np.asarray(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in (a, b))
-            worst = max(
-                worst, float(np.max(np.abs(a - b), initial=0) / max(float(np.max(np.abs(a), initial=0)), 1e-30))
-            )
-        return worst
+            size = np.max(np.abs(a), initial=0, where=np.isfinite(a))
+            with np.errstate(invalid="ignore"):
+                apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+            worst.append(np.max(apart, initial=0) / max(size, 1e-30))
+        return float(np.max(worst))  # nan where one of the two is
 
 
 def fit(
@@ -343,7 +366,11 @@ def fit(
     `report`). The budget holds for a call that is not batched; `vmap` multiplies it.
 
     Gradients are those of `f`: random numbers come from keys and are drawn again, rules of `custom_jvp` and `custom_vjp` are
-    kept, `jax.checkpoint`s in `f` are replaced by the plan. Loops are recomputed iteration by iteration, or in blocks.
+    kept, `jax.checkpoint`s in `f` are replaced by the plan. Loops are recomputed iteration by iteration, in blocks, or
+    from few states by the schedule of `checkpointed_scan`.
+
+    With sharded arguments the bytes are those of a device. Under `jit` JAX does not tell shardings: call `certificate` with
+    the sharded arguments first, and its plan is used. Put `fit` around `shard_map`, not inside.
 
     Args:
         f: a scalar function, or with `has_aux` a function that returns (value, aux).
@@ -356,9 +383,10 @@ def fit(
         `certificate(*args)`.
 
     Raises:
-        ValueError, TypeError: a budget that is not above 0, of an unknown unit or of another type.
-        InfeasibleBudget: (when called) no plan keeps to it; the message names the least possible and the tensors.
-        NotImplementedError: (when called) `f` has effects, which would be repeated.
+        ValueError, TypeError: a budget that is not above 0, a fraction above 1, of an unknown unit or of another type.
+        InfeasibleBudget: (when called) no plan was found that keeps to it; the message names the least that was found and
+            the tensors.
+        NotImplementedError: (when called) `f` has effects, which would be repeated; or it is called inside `shard_map`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -375,6 +403,11 @@ def fit(
     """
     if not callable(f):
         raise TypeError(f"`f` is {f!r} of type {type(f).__name__}; expected a function.")
-    if isinstance(budget, float) and 0 < budget <= 1:
-        return Fitted(f, budget, argnums, has_aux)
+    if isinstance(budget, float | np.floating):
+        if not 0 < budget <= 1:
+            raise ValueError(
+                f"`budget` is {budget!r}; a float is a fraction of what `f` needs as it is, above 0 and at most 1. Give "
+                "bytes as an integer or a string as '2GiB'."
+            )
+        return Fitted(f, float(budget), argnums, has_aux)
     return Fitted(f, in_bytes(budget, "budget"), argnums, has_aux)

@@ -40,8 +40,8 @@ def recomputed_flops(program: Body) -> int:
 def equation_flops(eqn: Any) -> int:
     """The operations of an equation, those inside it included."""
     own = eqn.params.get("loop", eqn.params.get("map"))
-    if hasattr(own, "operations"):  # a loop of ours, which knows how often its steps run
-        return own.operations()
+    if hasattr(own, "operations") and (count := own.operations()) is not None:
+        return count  # a loop of ours knows how often its steps run
     inner = _jaxpr.control(eqn)
     match inner:
         case None:

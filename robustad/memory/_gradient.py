@@ -16,7 +16,8 @@ from robustad._jaxpr import Body
 class GradientCall:
     """`value_and_grad` of `f(*args, **kwargs)` as a function of the arrays among the arguments.
 
-    Arguments may be arrays, numbers, or `jax.ShapeDtypeStruct`s in their place; what is no data stays as it is.
+    Arguments may be arrays, numbers, or `jax.ShapeDtypeStruct`s in their place; what is no data, and Python's booleans and
+    integers that are not differentiated, stay as they are.
     """
 
     def __init__(
@@ -29,16 +30,19 @@ class GradientCall:
         chosen = _positions(argnums, args)
         with_paths, self._tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
         self._leaves = [leaf for _, leaf in with_paths]
-        self._data = [i for i, x in enumerate(self._leaves) if is_data(x)]
+        # Python's booleans and integers may decide what the function does; where they are differentiated, JAX refuses them.
+        self._data = [
+            i
+            for i, (path, x) in enumerate(with_paths)
+            if is_data(x) and (not isinstance(x, bool | int) or (path[0].idx == 0 and path[1].idx in chosen))
+        ]
         self.names: list[str] = [_name(f, with_paths[i][0]) for i in self._data]
-        self.specs: list[Any] = [_spec(self._leaves[i]) for i in self._data]
+        self.specs: list[Any] = [spec(self._leaves[i]) for i in self._data]
         positions = [with_paths[i][0][1].idx if with_paths[i][0][0].idx == 0 else None for i in self._data]
         self.differentiated: list[int] = [
             k for k, x in enumerate(self.specs) if positions[k] in chosen and jnp.issubdtype(x.dtype, jnp.inexact)
         ]
         self.positions = positions
-        fixed = tuple(x for x in self._leaves if not is_data(x))
-        self.key = (self._tree, tuple(map(str, self.specs)), tuple(map(_hashable, fixed)))
         if not self.differentiated:
             found = ", ".join(sorted({str(x.dtype) for k, x in enumerate(self.specs) if positions[k] in chosen}))
             raise ValueError(
@@ -124,14 +128,6 @@ def is_data(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | bool | int | float | complex)
 
 
-def _hashable(x: Any) -> Any:
-    try:
-        hash(x)
-    except TypeError:
-        return id(x)
-    return x
-
-
 def _positions(argnums: int | Sequence[int], args: Sequence[Any]) -> set[int]:
     wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     for i in wanted:
@@ -140,7 +136,8 @@ def _positions(argnums: int | Sequence[int], args: Sequence[Any]) -> set[int]:
     return {i % len(args) for i in wanted}
 
 
-def _spec(x: Any) -> Any:
+def spec(x: Any) -> Any:
+    """The shape, dtype, weak type and, where there is one that matters, sharding of an array or number."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
     kind = jax.typeof(x)

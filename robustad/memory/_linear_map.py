@@ -23,7 +23,10 @@ Arrays = Sequence[Any]
 
 
 class LinearMap(Protocol):
-    """What is linear in `vectors`, at fixed `residuals`."""
+    """What is linear in `vectors`, at fixed `residuals`.
+
+    A map whose program holds loops of unknown length may say by `operations()` how much arithmetic it does.
+    """
 
     def apply(self, residuals: Arrays, vectors: Arrays) -> list[Array]:
         """Its result."""
@@ -104,8 +107,10 @@ class _Mapped:
         results = self.of.avals(residuals, [_jaxpr.first_of(v) for v in vectors])
         return [_jaxpr.stacked(r, self.size) for r in results]
 
-    def operations(self) -> int:
-        return self.size * self.of.operations() if hasattr(self.of, "operations") else 0  # pyright: ignore
+    def operations(self) -> int | None:
+        of: Any = self.of
+        count = of.operations() if hasattr(of, "operations") else None
+        return None if count is None else self.size * count
 
     def adjoint(self) -> LinearMap:
         return dataclasses.replace(self, of=self.of.adjoint())

@@ -12,7 +12,7 @@ from robustad import _jaxpr
 from robustad._jaxpr import Scan
 from robustad.memory import _loop_primitive
 from robustad.memory._checkpoint import checkpoint
-from robustad.memory._flat import Flat
+from robustad.memory._flat import flat, plain_call
 from robustad.memory._loop import Loop, Plan
 from robustad.memory._loop_plan import evaluated, least_cost
 from robustad.memory._running import kept_policy, outputs_of, run_steps
@@ -83,7 +83,12 @@ def _scheduled(scan: Scan, inner: int, carry: int, selection: Any) -> Iterator[W
         limit //= 2
 
 
-def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
+def numbered(ways: Sequence[Way] | None, number: int) -> Way | None:
+    """The way of that number, or the last there is."""
+    return ways[min(number, len(ways) - 1)] if ways else None
+
+
+def run(eqn: Any, operands: Sequence[Any], way: Way) -> list[Any]:
     """The outputs of a scan in that way."""
     scan = _jaxpr.control(eqn)
     assert isinstance(scan, Scan)
@@ -91,6 +96,7 @@ def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
         return _run_scheduled(eqn, scan, operands, way.schedule)
     if not way.block:
         return _jaxpr.bind(eqn, operands)
+    body, unroll = flat(scan.body, opened=plain_call), eqn.params["unroll"]
     split = scan.consts + scan.carry
     consts, init, xs = list(operands[: scan.consts]), list(operands[scan.consts : split]), list(operands[split:])
 
@@ -104,20 +110,20 @@ def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
 
     once = checkpoint(step, prevent_cse=False, policy=kept_policy(way.kept))
     if way.block == 1:
-        carry, ys = _scan(once, init, xs, consts, scan.length, scan.reverse)
+        carry, ys = _scan(once, init, xs, consts, scan.length, scan.reverse, unroll)
         return [*carry, *ys]
     whole, rest = divmod(scan.length, way.block)
 
     def block(carry: Any, x: Any, consts: Any) -> Any:
-        return _scan(once, carry, x, consts, way.block, scan.reverse)
+        return _scan(once, carry, x, consts, way.block, scan.reverse, unroll)
 
     cut = whole * way.block
     first, last = (slice(rest, None), slice(0, rest)) if scan.reverse else (slice(0, cut), slice(cut, None))
     blocked = [x[first].reshape(whole, way.block, *x.shape[1:]) for x in xs]
-    carry, ys = _scan(checkpoint(block, prevent_cse=False), init, blocked, consts, whole, scan.reverse)
+    carry, ys = _scan(checkpoint(block, prevent_cse=False), init, blocked, consts, whole, scan.reverse, 1)
     ys = [y.reshape(cut, *y.shape[2:]) for y in ys]
     if rest:
-        carry, more = _scan(once, carry, [x[last] for x in xs], consts, rest, scan.reverse)
+        carry, more = _scan(once, carry, [x[last] for x in xs], consts, rest, scan.reverse, unroll)
         pairs = zip(more, ys) if scan.reverse else zip(ys, more)
         ys = [lax.concatenate(pair, 0) for pair in pairs]
     return [*carry, *ys]
@@ -125,12 +131,12 @@ def run(eqn: Any, body: Flat, operands: Sequence[Any], way: Way) -> list[Any]:
 
 def _run_scheduled(eqn: Any, scan: Scan, operands: Sequence[Any], plan: Plan) -> list[Any]:
     step, captured = _jaxpr.closed_over_nothing(eqn.params["jaxpr"])
-    loop = Loop(step, len(captured) + scan.consts, scan.carry, scan.length, plan)
+    loop = Loop(step, len(captured) + scan.consts, scan.carry, scan.length, plan, unroll=int(eqn.params["unroll"]))
     split = scan.consts + scan.carry
     xs = [lax.rev(x, (0,)) if scan.reverse else x for x in operands[split:]]
     outs = _loop_primitive.run(loop, [*captured, *operands[:split], *xs])
     return [*outs[: scan.carry], *(lax.rev(y, (0,)) if scan.reverse else y for y in outs[scan.carry :])]
 
 
-def _scan(step: Any, init: Any, xs: Any, consts: Any, length: int, reverse: bool) -> Any:
-    return lax.scan(lambda carry, x: step(carry, x, consts), init, xs, length, reverse=reverse)
+def _scan(step: Any, init: Any, xs: Any, consts: Any, length: int, reverse: bool, unroll: Any) -> Any:
+    return lax.scan(lambda carry, x: step(carry, x, consts), init, xs, length, reverse=reverse, unroll=unroll)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from robustad.memory._bytes import readable
-from robustad.memory._fit import InfeasibleBudget, fit
+from robustad.memory._fit import Call, InfeasibleBudget, Search, certificate_of
 
 FRACTIONS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 
@@ -94,10 +94,10 @@ def pareto(
     def drawn(*args: Any, **kwargs: Any) -> Pareto:
         points: list[ParetoPoint] = []
         refused = None
+        search = Search(Call(f, argnums, has_aux, args, kwargs))
         for fraction in sorted(fractions, reverse=True):
             try:
-                found = fit(f, float(fraction), argnums=argnums, has_aux=has_aux)
-                certificate = found.certificate(*args, **kwargs)
+                certificate = certificate_of(search.fit(float(fraction)))
             except InfeasibleBudget:
                 refused = fraction
                 break

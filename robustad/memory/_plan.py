@@ -18,7 +18,7 @@ from robustad import _jaxpr
 from robustad._jaxpr import Scan
 from robustad.memory._flat import Flat, Step, flat, plain_call
 from robustad.memory._liveness import FUSIBLE, SAME_BUFFER
-from robustad.memory._loops import Way, ways
+from robustad.memory._loops import Way, numbered, ways
 from robustad.memory._needs import Need, active, needs, step_flops
 
 DENSITIES = (math.inf, 100.0, 25.0, 6.0, 1.0, 0.0)
@@ -68,7 +68,6 @@ class Planner:
         self._root = self._roots()
         self._sizes = [_jaxpr.nbytes(aval) for aval in program.avals]
         self._last = self._last_uses()
-        self.bodies: dict[int, Flat] = {}
         self.ways = {
             i: self._ways_of(i) for i, s in enumerate(program.steps) if s.name == "scan" and self._needs[i].inner
         }
@@ -99,7 +98,7 @@ class Planner:
         step = self.program.steps[i]
         inner = _jaxpr.control(step.equation)
         assert isinstance(inner, Scan)
-        body = self.bodies[i] = flat(inner.body, opened=plain_call)
+        body = flat(inner.body, opened=plain_call)
         moved = [k for k, v in enumerate(body.inputs) if _jaxpr.is_inexact(body.avals[v])]
         within = Planner(body, moved, range(len(body.outputs)))
         return ways(inner, self._needs[i].inner, within.selections())
@@ -233,9 +232,7 @@ class Planner:
         return sum(self._sizes[v] for v in (step.operands[0], *step.results) if v is not None)
 
     def way_of(self, i: int, way: int) -> Way | None:
-        """The way of that number to run the loop at step i, or the last there is."""
-        found = self.ways.get(i)
-        return found[min(way, len(found) - 1)] if found else None
+        return numbered(self.ways.get(i), way)
 
     def _is_dense(self, i: int, density: float) -> bool:
         size = sum(self._sizes[v] for v in self.program.steps[i].results)
