@@ -313,7 +313,8 @@ class Fitted:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._call(args, kwargs)
         found = self._found(call)
-        return call.result(run_plan(call, found.ways, found.chosen.plan, [*call.consts, *call.arrays]))
+        arrays, call.consts, call.arrays = [*call.consts, *call.arrays], [], []
+        return call.result(run_plan(call, found.ways, found.chosen.plan, arrays))
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
