@@ -89,6 +89,16 @@ def test_value_gradient_and_report(to):
     assert "gradient error" in str(found) and found.packed >= 16
 
 
+def test_an_error_that_is_nan_is_the_worst():
+    def f(w, v):
+        return jnp.sum(jnp.tanh(jnp.sin(w) * 2)) + jnp.sum(v / jnp.exp(jax.lax.stop_gradient(v) * 10))
+
+    w, v = jnp.linspace(0, 1, 256), jnp.full(256, 10.0).at[128:].set(0.001)
+    found = compress_residuals(f, "int8", at_least=1, block=256).error(w, v)
+    assert np.isfinite(found.gradient[0]) and not np.isfinite(found.gradient[1]) and not np.isfinite(found.worst)
+    assert compress_residuals(jnp.sin).error(1).worst == 0  # of no gradient
+
+
 def test_less_memory():
     def deep(ws, x):
         for w in ws:
