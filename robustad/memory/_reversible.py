@@ -168,8 +168,8 @@ class Reversible:
         return Stack(f, g, sizes, length, self.quantum), [v for group in groups for v in group], tree
 
     def _refuse_quantum(self, dtype: Any) -> None:
-        info = jnp.finfo(dtype)
-        least, most = float(info.tiny), 2.0 ** (info.maxexp - 1)
+        least = float(jnp.finfo(dtype).tiny)
+        most = 1 / least  # the inverse, which is computed, is normal too
         if self.quantum is not None and not least <= self.quantum <= most:
             raise ValueError(
                 f"`quantum` of `{_NAME}` must be a normal number of the states' dtype, from {_power(least)} to "
