@@ -29,7 +29,7 @@ class Compression:
 
     Attributes:
         gradient: of each differentiable argument's leaf, ‖g - g*‖ / ‖g*‖ against the gradient from exact residuals.
-        worst: the largest of these.
+        worst: the largest of these; NaN if one is.
         bound: of the rounding of a residual, relative to the element (bfloat16) or to the largest of its block (int8).
         kept: bytes of all residuals that are not inputs.
         uncompressed: the same from JAX.
@@ -124,7 +124,7 @@ class Compressed:
         kept = [k for k, own in enumerate(plan.inputs) if not own]
         return Compression(
             gradient=back(relative),
-            worst=max(relative, default=0.0),
+            worst=float(np.max(relative, initial=0.0)),  # unlike Python's, it passes NaN on
             bound=BOUNDS[self._to],
             kept=_size([stored[k] for k in kept]),
             uncompressed=_size([leaves[k] for k in kept]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -32,6 +33,8 @@ class DiskTier:
     def __init__(self, directory: str | None = None):
         self._directory = directory
         self._files: dict[int, IO[bytes]] = {}
+        self._sizes: dict[int, int] = {}
+        self._lock = threading.Lock()  # callbacks run in a thread of the program
         self._numbers = itertools.count()
         self._closed = False
 
@@ -43,14 +46,17 @@ class DiskTier:
     @property
     def bytes(self) -> int:
         """What they take on disk."""
-        return sum(file.seek(0, 2) for file in self._files.values())
+        with self._lock:
+            return sum(self._sizes.values())
 
     def close(self) -> None:
         """Removes every file; no loop can use this tier any more."""
-        self._closed = True
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        with self._lock:
+            self._closed = True
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            self._sizes.clear()
 
     def __enter__(self) -> DiskTier:
         return self
@@ -61,28 +67,38 @@ class DiskTier:
     # What the compiled program calls, in the order of the program.
 
     def open_run(self, *_: Any) -> np.ndarray:
-        if self._closed:
-            raise RuntimeError("The DiskTier of a loop is closed. Call the compiled function inside its `with` block.")
-        number = next(self._numbers)
-        self._files[number] = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 (the backward pass closes it)
-        return np.int32(number)  # pyright: ignore[reportReturnType]
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(
+                    "The DiskTier of a loop is closed. Call the compiled function inside its `with` block."
+                )
+            number = next(self._numbers)
+            self._files[number] = tempfile.TemporaryFile(dir=self._directory)  # noqa: SIM115 (the backward pass closes it)
+            self._sizes[number] = 0
+            return np.int32(number)  # pyright: ignore[reportReturnType]
 
     def write(self, run: Any, place: Any, *state: Any) -> None:
         arrays = [np.asarray(x) for x in state]
-        file = self._file(run)
-        file.seek(int(place) * sum(x.nbytes for x in arrays))
-        for x in arrays:
-            file.write(np.ascontiguousarray(x).tobytes())
+        size = sum(x.nbytes for x in arrays)
+        with self._lock:
+            file = self._file(run)
+            file.seek(int(place) * size)
+            for x in arrays:
+                file.write(np.ascontiguousarray(x).tobytes())
+            self._sizes[int(run)] = max(self._sizes[int(run)], (int(place) + 1) * size)
 
     def read(self, run: Any, place: Any, like: Sequence[Any]) -> list[np.ndarray]:
         sizes = [math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in like]
-        file = self._file(run)
-        file.seek(int(place) * sum(sizes))
-        return [np.frombuffer(file.read(n), x.dtype).reshape(x.shape) for x, n in zip(like, sizes)]
+        with self._lock:
+            file = self._file(run)
+            file.seek(int(place) * sum(sizes))
+            data = [file.read(n) for n in sizes]
+        return [np.frombuffer(d, x.dtype).reshape(x.shape) for x, d in zip(like, data)]
 
     def close_run(self, run: Any) -> None:
-        self._file(run).close()
-        del self._files[int(run)]
+        with self._lock:
+            self._file(run).close()
+            del self._files[int(run)], self._sizes[int(run)]
 
     def _file(self, run: Any) -> IO[bytes]:
         if int(run) not in self._files:

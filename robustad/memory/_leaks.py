@@ -32,7 +32,7 @@ class Leak:
     Attributes:
         kind: "array": device arrays that stay alive. "tracer": a traced value that outlives its trace. "retrace": a function
             is traced and compiled again, and the compilation caches grow.
-        what: the arrays' dtype and shape, the tracer's, or the function.
+        what: the arrays' dtype and shape, "arrays of changing shapes", the tracer's, or the function.
         per_call: how many for each call.
         bytes: of these, for each call; 0 where unknown.
         file, line: of the function that was traced; None where unknown. (Arrays do not know where they were made.)
@@ -79,7 +79,8 @@ def leak_check(f: Callable[..., Any], *, calls: int = 4) -> Callable[..., LeakRe
 
     f is called twice to fill its caches, then `calls` times, its results dropped and Python's garbage collected after each,
     and once under `jax.checking_leaks`, traced anew. A leak is what grows with at least every second call: the number of
-    live arrays of a type; places where JAX traces again, with its own reason; and any tracer that outlives its trace.
+    live arrays of a type; the bytes of all other arrays, if no call makes them fewer; places where JAX traces again, with
+    its own reason; and any tracer that outlives its trace.
 
     Args:
         f: a function to call: a training step, a loss, with `jax.jit` or without. It must accept the same arguments each
@@ -121,16 +122,13 @@ def leak_check(f: Callable[..., Any], *, calls: int = 4) -> Callable[..., LeakRe
         for _ in range(WARMUP):
             call()
             _refuse_deleted((args, kwargs))
-        before, known = _live(), {id(x) for x in jax.live_arrays()}
-        grown: list[Counter[str]] = []
+        sizes: dict[str, int] = {}
+        lives, known = [_live(sizes)], {id(x) for x in jax.live_arrays()}
         with _traces() as traced, _collecting_only_what_is_new():
-            last = before
             for _ in range(calls):
                 call()
-                now = _live()
-                grown.append(now - last)
-                last = now
-        arrays, size = _arrays(before, last, grown, known, calls)
+                lives.append(_live(sizes))
+        arrays, size = _arrays(lives, sizes, known)
         return LeakReport((*arrays, *_tracers(call), *_retraces(traced, calls)), calls, size / calls)
 
     return checked
@@ -149,10 +147,12 @@ def _refuse_deleted(tree: Any) -> None:
 # --------------------------------------------------------------------------------------------------------- arrays
 
 
-def _live() -> Counter[str]:
-    """How many arrays there are of each type."""
+def _live(sizes: dict[str, int]) -> Counter[str]:
+    """How many arrays there are of each type; `sizes` are the bytes of one, and are added to."""
     gc.collect()
-    return Counter(_type(x) for x in jax.live_arrays())
+    live = jax.live_arrays()
+    sizes.update((_type(x), x.nbytes) for x in live)
+    return Counter(map(_type, live))
 
 
 @contextlib.contextmanager
@@ -172,21 +172,32 @@ def _type(x: Any) -> str:
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
 
-def _arrays(
-    before: Counter[str], after: Counter[str], grown: list[Counter[str]], known: set[int], calls: int
-) -> tuple[list[Leak], int]:
+def _arrays(lives: list[Counter[str]], sizes: dict[str, int], known: set[int]) -> tuple[list[Leak], int]:
+    """What grows, and by how many bytes in all, from what lives before the first call and after each."""
     live = jax.live_arrays()
+    calls, more = len(lives) - 1, lives[-1] - lives[0]
     found, total = [], 0
-    for what, count in (after - before).items():
-        if 2 * sum(step[what] > 0 for step in grown) < calls:
-            continue
-        kept = [x for x in live if _type(x) == what and id(x) not in known]
-        size = kept[0].nbytes * count if kept else 0
-        total += size
+
+    def add(what: str, count: float, size: int, kept: list[Any]) -> None:
         held = holder(kept[-1], {id(live), id(kept)}) if kept else None
         cause = f"The last is held by {held}." if held else "What holds them was not found among Python's objects."
         remedy = "Let go of them, or keep NumPy copies (`np.asarray`) or Python numbers (`float`)."
         found.append(Leak("array", what, count / calls, size // calls, None, None, cause, remedy))
+
+    others = set().union(*lives)
+    for what, count in more.items():
+        if 2 * sum(b[what] > a[what] for a, b in itertools.pairwise(lives)) < calls:
+            continue
+        others.remove(what)
+        total += sizes[what] * count
+        add(what, count, sizes[what] * count, [x for x in live if _type(x) == what and id(x) not in known])
+    steps = [sum((b[what] - a[what]) * sizes[what] for what in others) for a, b in itertools.pairwise(lives)]
+    if 2 * sum(step > 0 for step in steps) >= calls and min(steps) >= 0:
+        total += sum(steps)
+        kept = sorted((x for x in live if _type(x) in others and _type(x) in more), key=lambda x: x.nbytes)
+        # One array that grows counts once for each call in which it does.
+        count = sum(lives[-1][what] - lives[0][what] for what in others) or sum(step > 0 for step in steps)
+        add("arrays of changing shapes", count, sum(steps), kept)
     return sorted(found, key=lambda leak: -leak.bytes), total
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def reversible(f: Callable[..., Any], g: Callable[..., Any], *, quantum: float |
         g: `g(q, y1)` likewise returns a pytree like x2.
         quantum: round the input and what is added to multiples of this, a power of two, with derivative 1. States up to
             `quantum` / ε in absolute value are exact: with 2⁻¹⁶ in float32, up to 128. It changes the value, by up to
-            quantum / 2 for each sum.
+            quantum / 2 for each sum. The states' dtype must hold it: in float16 it is at least 2⁻¹⁴.
 
     Returns:
         A function `(params, x) -> y` with methods. `params` is a pair (p, q) of pytrees of arrays with a leading axis, the
@@ -69,7 +70,7 @@ def reversible(f: Callable[..., Any], g: Callable[..., Any], *, quantum: float |
         TypeError: f or g is no function, or returns another structure, shape or dtype than the half that it is added to; x
             is no pair of floating arrays; the parameters are no pair.
         ValueError: the leading axes of the parameters differ or there are none; f or g has effects; `quantum` is no power
-            of two.
+            of two, or the states' dtype does not hold it as a normal number.
 
     Source: A. N. Gomez, M. Ren, R. Urtasun, R. B. Grosse, "The reversible residual network", NeurIPS 2017; D. Maclaurin, D.
     Duvenaud, R. Adams, "Gradient-based hyperparameter optimization through reversible learning", ICML 2015, for the grid.
@@ -89,11 +90,19 @@ def reversible(f: Callable[..., Any], g: Callable[..., Any], *, quantum: float |
     for name, function in (("f", f), ("g", g)):
         if not callable(function):
             raise TypeError(f"`{name}` of `{_NAME}` must be a function; got {function!r}.")
-    if quantum is not None and not (
-        isinstance(quantum, int | float) and quantum > 0 and math.frexp(quantum)[0] == 0.5 and not math.isinf(quantum)
-    ):
+    if quantum is not None and not _is_power_of_two(quantum):
         raise ValueError(f"`quantum` of `{_NAME}` must be a power of two, as 2**-16; got {quantum!r}.")
-    return Reversible(f, g, quantum)
+    return Reversible(f, g, None if quantum is None else float(quantum))
+
+
+def _is_power_of_two(x: Any) -> bool:
+    if not isinstance(x, Real) or isinstance(x, bool):
+        return False
+    try:
+        value = float(x)
+    except OverflowError:
+        return False
+    return value == x and 0 < value < math.inf and math.frexp(value)[0] == 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +155,7 @@ class Reversible:
         for leaf in leaves:
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise TypeError(f"`x` of a `{_NAME}` stack must be floating arrays; got {leaf.dtype}.")
+            self._refuse_quantum(leaf.dtype)
         length = _length(params)
         leaves = [lax.convert_element_type(v, v.dtype) for v in leaves]  # not weakly typed
         numbers, params_tree = jax.tree.flatten(params)
@@ -156,6 +166,19 @@ class Reversible:
         groups = [f_consts, g_consts, *(jax.tree.leaves(part) for part in (p, q, x1, x2))]
         sizes: Any = tuple(map(len, groups))
         return Stack(f, g, sizes, length, self.quantum), [v for group in groups for v in group], tree
+
+    def _refuse_quantum(self, dtype: Any) -> None:
+        least = float(jnp.finfo(dtype).tiny)
+        most = 1 / least  # the inverse, which is computed, is normal too
+        if self.quantum is not None and not least <= self.quantum <= most:
+            raise ValueError(
+                f"`quantum` of `{_NAME}` must be a normal number of the states' dtype, from {_power(least)} to "
+                f"{_power(most)} for {dtype}; got {_power(self.quantum)}. Take one in this range, or wider states."
+            )
+
+
+def _power(x: float) -> str:
+    return f"2**{math.frexp(x)[1] - 1}"
 
 
 def _program(name: str, function: Any, params: Any, half: Any, other: Any) -> tuple[Any, list[Any]]:

@@ -45,6 +45,36 @@ def test_the_rounding_of_a_residual(to, shape):
 
 
 @pytest.mark.parametrize("to", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "largest", [np.finfo(np.float32).max, 3.4e38, 1e38, 1e-36, np.finfo(np.float32).tiny, 1e-38, 0]
+)
+def test_the_rounding_at_the_ends_of_the_range(to, largest):
+    x = np.linspace(-1, 1, 129).astype(np.float32) * np.float32(largest)
+    got = np.asarray(jax.jit(lambda x: unpack(pack(x, to, 129)))(x), np.float64)
+    scale = np.abs(x, dtype=np.float64) if to == "bfloat16" else np.float64(largest)
+    assert np.all(np.abs(got - x) <= (1 + 1e-5) * BOUNDS[to] * scale + np.finfo(np.float32).tiny)
+
+
+def test_what_is_not_finite():
+    for value in (np.inf, -np.inf, np.nan):
+        x = jnp.ones(16).at[3].set(value)
+        rounded, blocks = (np.asarray(unpack(pack(x, to, 8))) for to in ("bfloat16", "int8"))
+        np.testing.assert_array_equal(rounded, x)
+        assert np.all(np.isnan(blocks[:8])) and np.all(blocks[8:] == 1)
+
+
+@pytest.mark.parametrize("to", ["bfloat16", "int8"])
+def test_gradients_from_large_residuals(to):
+    def f(w):
+        return jnp.sum(jnp.sin(w) * (w * w * 2e37))
+
+    w = jnp.linspace(3, 4, 1000)
+    # In float64, in which their squares are finite.
+    got, expected = (np.asarray(jax.jit(jax.grad(g))(w), np.float64) for g in (compress_residuals(f, to), f))
+    assert 1e-5 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 10 * BOUNDS[to]
+
+
+@pytest.mark.parametrize("to", ["bfloat16", "int8"])
 def test_value_gradient_and_report(to):
     small = compress_residuals(network, to)
     value, got = jax.jit(jax.value_and_grad(small))(WS, X)
@@ -57,6 +87,16 @@ def test_value_gradient_and_report(to):
     )  # what is reported is what is had
     assert found.kept < {"bfloat16": 0.51, "int8": 0.27}[to] * found.uncompressed + 8 * X.size  # and the masks
     assert "gradient error" in str(found) and found.packed >= 16
+
+
+def test_an_error_that_is_nan_is_the_worst():
+    def f(w, v):
+        return jnp.sum(jnp.tanh(jnp.sin(w) * 2)) + jnp.sum(v / jnp.exp(jax.lax.stop_gradient(v) * 10))
+
+    w, v = jnp.linspace(0, 1, 256), jnp.full(256, 10.0).at[128:].set(0.001)
+    found = compress_residuals(f, "int8", at_least=1, block=256).error(w, v)
+    assert np.isfinite(found.gradient[0]) and not np.isfinite(found.gradient[1]) and not np.isfinite(found.worst)
+    assert compress_residuals(jnp.sin).error(1).worst == 0  # of no gradient
 
 
 def test_less_memory():

@@ -1,5 +1,7 @@
 """Loops with their states on disk: the plain scan's gradient, few bytes on the device, and no file left behind."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,27 @@ def test_less_memory():
     plain, disk = temporaries(wave(jax.lax.scan)), temporaries(wave(checkpointed_scan, tier=tier))
     assert disk < 0.15 * plain
     assert temporaries(wave(checkpointed_scan, tier=tier, checkpoints=400)) < 0.6 * disk
+
+
+def test_the_bytes_may_be_asked_for_at_any_time():
+    with DiskTier() as tier:
+        gradient = jax.jit(jax.grad(wave(checkpointed_scan, tier=tier, checkpoints=400)))
+        expected = gradient(jnp.ones(256))
+        seen, done = set(), threading.Event()
+
+        def ask():
+            while not done.is_set():
+                seen.add(tier.bytes)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            for _ in range(4):
+                equal_bits(gradient(jnp.ones(256)), expected)
+        finally:
+            done.set()
+            asking.join()
+        assert 0 < max(seen) <= 400 * 2 * 256 * 4 and tier.bytes == 0
 
 
 def test_what_is_on_disk(tmp_path):

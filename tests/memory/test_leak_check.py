@@ -74,6 +74,50 @@ def test_a_bounded_cache_is_no_leak():
     assert leak_check(bounded)(X).ok
 
 
+def test_arrays_of_changing_shapes():
+    history = []
+
+    def appends_more(x):
+        history.append(jnp.zeros((10, len(history) + 1)))
+        return x
+
+    report = leak_check(appends_more)(X)
+    (leak,) = [leak for leak in report.findings if leak.kind == "array"]
+    assert (leak.what, leak.per_call) == ("arrays of changing shapes", 1.0)
+    assert leak.bytes == report.bytes_per_call == 4 * 10 * (3 + 4 + 5 + 6) // 4
+    assert "history[" in leak.cause
+    buffer = [jnp.zeros(1)]
+
+    def lengthens(x):
+        buffer[0] = jnp.concatenate([buffer[0], x])
+
+    report = leak_check(lengthens)(X[:, 0])
+    (leak,) = [leak for leak in report.findings if leak.kind == "array"]
+    assert (leak.what, leak.per_call) == ("arrays of changing shapes", 1.0)
+    assert leak.bytes == report.bytes_per_call == 400 and "buffer[0]" in leak.cause
+
+
+def test_typed_and_changing_shapes_together():
+    history = []
+
+    def both(x):
+        history.append((step(x), jnp.zeros((10, len(history) + 1))))
+
+    report = leak_check(both)(X)
+    found = {leak.what: leak.bytes for leak in report.findings if leak.kind == "array"}
+    assert found == {"float32[100,3]": 1200, "arrays of changing shapes": 180} and report.bytes_per_call == 1380
+
+
+def test_a_bounded_cache_of_changing_shapes_is_no_leak():
+    kept, sizes = [], iter([3, 5, 4, 6, 2, 9] * 9)
+
+    def bounded(x):
+        kept.append(jnp.zeros(next(sizes)))
+        del kept[:-2]
+
+    assert [leak.kind for leak in leak_check(bounded)(X).findings if leak.kind == "array"] == []
+
+
 def test_functions_that_are_traced_each_time():
     def fresh(x):
         return jax.jit(lambda x: x * 2 + 1)(x)

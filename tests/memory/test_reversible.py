@@ -1,5 +1,7 @@
 """Reversible stacks: the plain gradient, in memory that does not grow with depth, and what the reconstruction loses."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from robustad.memory import reversible
-from tests.memory._loops import normal, worst
+from tests.memory._loops import equal_bits, normal, worst
 
 WIDTH, ROWS = 8, 6
 
@@ -92,6 +94,32 @@ def test_on_a_grid_nothing_is_lost():
     assert not np.any(jax.jit(stack.drift)(params, x).relative)
     got, plain = gradient(stack)(params, x), gradient(stack.plain)(params, x)
     assert got[0] == plain[0] and np.isfinite(got[0]) and worst(got[1], plain[1]) < 1e-4
+
+
+def test_quanta():
+    x, params = start(), parameters(2)
+    expected = reversible(half, half, quantum=2.0**-16)(params, x)
+    for quantum in (np.float32(2**-16), Fraction(1, 2**16)):
+        equal_bits(reversible(half, half, quantum=quantum)(params, x), expected)
+    for quantum in (True, np.bool_(True), Fraction(1, 3), Fraction(2**60 + 1, 2**60), 2**2000, 0, -2.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="a power of two"):
+            reversible(half, half, quantum=quantum)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"),
+    [("float16", -14, 14), ("bfloat16", -126, 126), ("float32", -126, 126)],
+)
+def test_quanta_that_the_states_do_not_hold(dtype, least, most):
+    x, params = jax.tree.map(lambda x: x.astype(dtype), (start(), parameters(2)))
+    for power in (least - 1, most + 1):
+        message = rf"from 2\*\*{least} to 2\*\*{most} for {dtype}; got 2\*\*{power}"
+        for run in (reversible(half, half, quantum=2.0**power), reversible(half, half, quantum=2.0**power).plain):
+            with pytest.raises(ValueError, match=message):
+                run(params, x)
+    got = reversible(half, half, quantum=2.0**least)(params, jax.tree.map(lambda x: 100 * x, x))
+    assert all(np.all(np.isfinite(y)) for y in got)
+    assert not np.any(reversible(half, half, quantum=2.0**most)(params, x)[0])  # all are rounded to 0
 
 
 def test_forward_mode_and_second_derivatives():
