@@ -37,10 +37,14 @@ class GradientCall:
             if is_data(x) and (not isinstance(x, bool | int) or (path[0].idx == 0 and path[1].idx in chosen))
         ]
         self.names: list[str] = [_name(f, with_paths[i][0]) for i in self._data]
-        self.arrays: list[Any] = [None if isinstance(x := self._leaves[i], jax.ShapeDtypeStruct) else x for i in self._data]
+        self.arrays: list[Any] = [
+            None if isinstance(x := self._leaves[i], jax.ShapeDtypeStruct) else x for i in self._data
+        ]
         """Those of the call; None for those of which only the shape is known."""
         self.specs: list[Any] = [spec(self._leaves[i]) for i in self._data]
-        for i, x in zip(self._data, self.specs):  # JAX's caches hold functions of this call, and must not hold its arrays
+        for i, x in zip(
+            self._data, self.specs
+        ):  # JAX's caches hold functions of this call, and must not hold its arrays
             self._leaves[i] = x
         positions = [with_paths[i][0][1].idx if with_paths[i][0][0].idx == 0 else None for i in self._data]
         self.differentiated: list[int] = [
