@@ -48,7 +48,7 @@ BARS = {
 CASES = [(name, fraction) for name, bars in BARS.items() for fraction in bars]
 
 
-SLOW = {"transformer", "unet"}
+SLOW = {"transformer", "unet", "resnet"}
 
 
 @pytest.mark.parametrize(
