@@ -159,6 +159,7 @@ class _OfProgram:
     outputs: tuple[Any, ...]
 
     def exact(self, operands: Arrays, vectors: Arrays) -> list[Array]:
+        """The map from exact residuals, which each of the two below is."""
         raise NotImplementedError
 
     def apply(self, residuals: Sequence[Any], vectors: Sequence[Any]) -> list[Array]:

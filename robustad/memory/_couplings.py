@@ -177,6 +177,7 @@ class _OfStack:
         return list(residuals[:count]), list(residuals[count:])
 
     def apply(self, residuals: Sequence[Any], vectors: Sequence[Any]) -> list[Array]:
+        """The map itself, which each of those below is."""
         raise NotImplementedError
 
     def jvp(self, residuals: Any, vectors: Any, steps: Any, vector_steps: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
 from robustad import _jaxpr
-from robustad.memory import any_of, checkpoint, save_bytes, save_names, save_primitives
+from robustad.memory import any_of, checkpoint, leak_check, save_bytes, save_names, save_primitives
 
 WIDE, NARROW, ROWS = 128, 32, 256
 
@@ -343,3 +343,8 @@ def test_effects_are_refused():
         pytest.skip("left to jax.checkpoint")
     with pytest.raises(NotImplementedError, match=r"effects.*which recomputation would repeat"):
         jax.make_jaxpr(jax.grad(checkpoint(written)))(jnp.ones(3))
+
+
+def test_no_tracer_outlives_its_trace():
+    f = checkpoint(lambda w, x: jnp.sum(jnp.sin(jnp.tanh(x @ w))))
+    assert leak_check(jax.jit(jax.grad(f)))(jnp.eye(3), jnp.ones((2, 3))).ok

@@ -17,9 +17,10 @@ from flax import nnx
 from jax import lax
 
 from robustad import _jaxpr
-from robustad.memory import InfeasibleBudget, checkpoint, fit, pareto
+from robustad.memory import InfeasibleBudget, checkpoint, checkpointed_scan, fit, pareto
 from robustad.memory._fit import Call
 from robustad.memory._flat import flat, plain_call
+from robustad.memory._flops import program_flops
 from robustad.memory._plan import Planner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
@@ -454,3 +455,55 @@ def test_keywords_and_numbers_that_decide():
     chex.assert_trees_all_close(jax.grad(small)(WS, X, train=True), expected, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(small(ws=WS, x=X, width=32), loss(WS, X), rtol=1e-6)
     assert small.certificate(WS, jax.ShapeDtypeStruct(X.shape, X.dtype), compare=True).difference is None
+
+
+def test_plans_of_sharded_arguments_hold_under_jit():
+    """Bytes are a device's; the plan that `certificate` has found with shardings is the one that `jit` runs."""
+    mesh = jax.sharding.Mesh(jax.devices()[:4], ("d",))
+    x = jax.device_put(jnp.tile(X, (4, 1)), jax.NamedSharding(mesh, jax.P("d")))
+    ws = jax.device_put(WS, jax.NamedSharding(mesh, jax.P()))
+    small = fit(layers, 0.6)
+    certificate = small.certificate(ws, x)
+    assert certificate.holds and certificate.unplanned < 1.2 * UNPLANNED
+    known = len(small._known)
+    assert temporaries(small, ws, x) <= certificate.budget < temporaries(layers, ws, x)
+    assert len(small._known) == known
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_operations_of_loops_in_few_states_are_counted(mapped):
+    """Those of the plain gradient, and each step once or more again."""
+
+    def gradient(scan, **limits):
+        def loss(w, h):
+            h, _ = scan(lambda h, _: (jnp.tanh(h @ w), None), h, None, 100, **limits)
+            return jnp.sum(h**2)
+
+        grad = jax.grad(loss)
+        return jax.vmap(grad, (None, 0)) if mapped else grad
+
+    w, h = jnp.eye(16), jnp.ones((3, 4, 16)) if mapped else jnp.ones((4, 16))
+    plain, ours = (
+        program_flops(_jaxpr.body(jax.make_jaxpr(g)(w, h)))
+        for g in (gradient(lax.scan), gradient(checkpointed_scan, checkpoints=5))
+    )
+    assert 1.3 * plain < ours < 3 * plain
+
+
+def test_the_users_unroll_is_kept():
+    def loss(w, xs):
+        h, _ = lax.scan(lambda h, x: (jnp.tanh(h @ w + x), None), jnp.zeros((8, 32)), xs, unroll=5)
+        return jnp.sum(h**2)
+
+    w, xs = jnp.eye(32), jnp.ones((200, 8, 32))
+    program = _jaxpr.body(jax.make_jaxpr(fit(loss, 0.6))(w, xs))
+    loops = [site.equation.params for site in _jaxpr.sites(program) if site.primitive in ("scan", "checkpointed_loop")]
+    assert loops and all(5 in (p.get("unroll"), getattr(p.get("loop"), "unroll", None)) for p in loops)
+
+
+def test_a_difference_that_is_not_a_number_is_told(monkeypatch):
+    small = fit(layers, 0.6)
+    small.certificate(WS, X)
+    broken = jax.tree.map(lambda w: w * jnp.nan, WS)
+    monkeypatch.setattr(type(small), "__call__", lambda self, ws, x: layers(jax.tree.map(jnp.multiply, ws, broken), x))
+    assert math.isnan(small.certificate(WS, X, compare=True).difference)
