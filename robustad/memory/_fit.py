@@ -163,7 +163,7 @@ def _run_segment(
     moved = [v for v in read if _jaxpr.is_inexact(program.avals[v]) and v not in program.inputs]
     before = {v: values[v] for v in moved}
     if segment.start > 0 and not segment.plain:
-        values.update(zip(moved, tied([values[v] for v in moved], [v not in program.inputs for v in moved])))
+        values.update(zip(moved, tied([values[v] for v in moved])))
     given = [v for v in made if last.get(v, -1) >= segment.stop]
     fused = (
         {v for step in steps if is_fused(step) for v in step.results} if segment.stop < len(program.steps) else set()

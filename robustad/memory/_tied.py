@@ -18,32 +18,27 @@ _tied = Primitive("tied")
 _tied.multiple_results = True
 
 
-def tied(arrays: Sequence[Array], waiting: Sequence[bool]) -> list[Array]:
-    """The arrays. waiting: those whose cotangents are used only once the cotangents of all of them are there."""
-    return _tied.bind(*arrays, waiting=tuple(waiting)) if len(arrays) > 1 and any(waiting) else list(arrays)
+def tied(arrays: Sequence[Array]) -> list[Array]:
+    """The arrays. The cotangent of each is used only once those of all of them are there."""
+    return _tied.bind(*arrays) if len(arrays) > 1 else list(arrays)
 
 
-def _jvp(operands: Sequence[Any], steps: Sequence[Any], *, waiting: tuple[bool, ...]) -> tuple[list[Any], list[Any]]:
+def _jvp(operands: Sequence[Any], steps: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     moving = [i for i, step in enumerate(steps) if type(step) is not ad.Zero]
-    moved = dict(zip(moving, tied([steps[i] for i in moving], [waiting[i] for i in moving])))
+    moved = dict(zip(moving, tied([steps[i] for i in moving])))
     return list(operands), [moved.get(i, step) for i, step in enumerate(steps)]
 
 
-def _transpose(cotangents: Sequence[Any], *_: Any, waiting: tuple[bool, ...]) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *_: Any) -> list[Any]:
     there = [i for i, ct in enumerate(cotangents) if type(ct) is not ad.Zero]
     return [
-        after(ct, [cotangents[k] for k in there if k != i]) if waiting[i] and i in there else ct
-        for i, ct in enumerate(cotangents)
+        after(ct, [cotangents[k] for k in there if k != i]) if i in there else ct for i, ct in enumerate(cotangents)
     ]
 
 
-def _batch(operands: Sequence[Array], axes: Sequence[int | None], *, waiting: tuple[bool, ...]) -> Any:
-    return _tied.bind(*operands, waiting=waiting), axes
-
-
-_tied.def_impl(lambda *operands, waiting: list(operands))
-_tied.def_abstract_eval(lambda *avals, waiting: list(avals))
+_tied.def_impl(lambda *operands: list(operands))
+_tied.def_abstract_eval(lambda *avals: list(avals))
 ad.primitive_jvps[_tied] = _jvp
 ad.primitive_transposes[_tied] = _transpose
-batching.primitive_batchers[_tied] = _batch
-mlir.register_lowering(_tied, mlir.lower_fun(lambda *operands, waiting: list(operands), multiple_results=True))
+batching.primitive_batchers[_tied] = lambda operands, axes: (_tied.bind(*operands), axes)
+mlir.register_lowering(_tied, mlir.lower_fun(lambda *operands: list(operands), multiple_results=True))
