@@ -137,11 +137,13 @@ def test_shapes_alone_will_do():
 
 
 def test_auxiliary_outputs_argnums_keywords_and_integers():
-    def f(x, n, *, scale, mode):
-        return jnp.sum(x**2) * scale * n, {"big": jnp.outer(x, x), "mode": mode}
+    def f(x, n, *, scale, mode, times):
+        return jnp.sum(x**2) * scale * n * times, {"big": jnp.outer(x, x), "mode": mode}
 
-    needs = report(f, has_aux=True, policies={})(jnp.ones(64), 3, scale=jnp.float32(2), mode="sum")
+    n = jnp.int32(3)
+    needs = report(f, has_aux=True, policies={})(jnp.ones(64), n, scale=jnp.float32(2), mode="sum", times=4)
     assert needs.output_bytes == 4 + 64 * 64 * 4 + 64 * 4
+    # `times`, an integer of Python, may decide what is run: it is part of the program, as `mode` is.
     assert {a.name: a.differentiated for a in needs.arguments} == {"x": True, "n": False, "scale": False}
     both = report(loss, argnums=(0, 1), policies={})(WS, X)
     assert sum(a.bytes for a in both.arguments if a.differentiated) == both.argument_bytes
