@@ -29,11 +29,11 @@ def after(x: Array, tokens: Sequence[Array]) -> Array:
 def sealed(x: Array) -> Array:
     """`x`, computed once: else XLA, where it fuses elementwise operations, may compute x again for a later use, and keep for
     that all that x is made of."""
-    return lax.optimization_barrier(x) if _jaxpr.XLA_KEEPS_BARRIERS else after(x, [x])
+    return lax.optimization_barrier(x) if _jaxpr.XLA_KEEPS_BARRIERS else _after.bind(x)
 
 
 def _branch(x: Array, *tokens: Array) -> Array:
-    bits = [_bits(token) for token in tokens if token.size]
+    bits = [_bits(token) for token in tokens or (x,) if token.size]
     if not bits or not x.size:
         return x
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -68,7 +68,7 @@ def _lowering(function: Any) -> Any:
 
 def _jvp(operands: Sequence[Any], steps: Sequence[Any]) -> Any:
     x, *tokens = operands
-    out = after(x, tokens)
+    out = _after.bind(x, *tokens)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval()) if type(steps[0]) is ad.Zero else after(steps[0], tokens)
 
 
@@ -79,7 +79,7 @@ def _transpose(cotangent: Any, x: Any, *tokens: Any) -> list[Any]:
 def _batch(operands: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, int | None]:
     x, *tokens = operands
     first = [t if axis is None else lax.index_in_dim(t, 0, axis, keepdims=False) for t, axis in zip(tokens, axes[1:])]
-    return after(x, first), axes[0]
+    return _after.bind(x, *first), axes[0]
 
 
 _after.def_impl(lambda x, *_: x)  # operation by operation there is nothing to merge

@@ -28,6 +28,7 @@ from robustad.memory._liveness import live
 from robustad.memory._loops import Way, numbered, run
 from robustad.memory._plan import Plan, Planner, Segment
 from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
+from robustad.memory._selection import refined
 from robustad.memory._tied import tied
 
 log = logging.getLogger("robustad")
@@ -228,6 +229,7 @@ class Search:
             aim = min(aim, self.planner.least() * 1.05)
         for _ in range(4):
             plan = self.planner.plan(aim) or self.planner.plan(1.001 * self.planner.least())
+            plan = plan and refined(self.planner, plan, max(aim, plan.peak))
             if plan is None or all(plan.segments != one.plan.segments for one in tried):
                 return plan
             if held:  # only a larger one could do with less recomputation
@@ -244,9 +246,11 @@ class Search:
         if below and above and below.plan.peak < above.plan.peak:
             share = (goal - below.measured) / (above.measured - below.measured)
             return below.plan.peak + min(0.9, max(0.1, share)) * (above.plan.peak - below.plan.peak)
-        last = tried[-1]
-        share = goal / max(1, last.measured)
-        return last.plan.peak * (share if below else min(share, 1 - 0.06 * len(tried)))  # further down each time
+        aims = [one.plan.peak * goal / max(1, one.measured) for one in tried]
+        aim = sum(aims) / len(aims)
+        if below:
+            return aim
+        return min(aim, min(one.plan.peak for one in tried) * (1 - 0.03 * len(tried)))  # further down each time
 
     def _compiled(self, plan: Plan, correction: float) -> _Outcome:
         call = self.call

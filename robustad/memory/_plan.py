@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from robustad import _jaxpr
@@ -62,18 +62,18 @@ class Planner:
     def __init__(self, program: Flat, differentiated: Sequence[int], reached: Sequence[int] = (0,)):
         self.program = program
         self._moves = active(program, differentiated, reached)
-        self._needs: list[Need] = needs(program, self._moves)
-        self._flops = step_flops(program)
-        self._maker = {v: i for i, step in enumerate(program.steps) for v in step.results}
-        self._root = self._roots()
-        self._sizes = [_jaxpr.nbytes(aval) for aval in program.avals]
-        self._last = self._last_uses()
+        self.needs: list[Need] = needs(program, self._moves)
+        self.flops = step_flops(program)
+        self.maker = {v: i for i, step in enumerate(program.steps) for v in step.results}
+        self.root = self._roots()
+        self.sizes = [_jaxpr.nbytes(aval) for aval in program.avals]
+        self.last = self._last_uses()
         self.ways = {
-            i: self._ways_of(i) for i, s in enumerate(program.steps) if s.name == "scan" and self._needs[i].inner
+            i: self._ways_of(i) for i, s in enumerate(program.steps) if s.name == "scan" and self.needs[i].inner
         }
         self._crossing = self._bytes_between()
         self._cuts = self._candidates()
-        self.forward_flops = sum(self._flops)
+        self.forward_flops = sum(self.flops)
 
     # -------------------------------------------------------------------------------------- the program
 
@@ -89,8 +89,8 @@ class Planner:
     def _last_uses(self) -> dict[int, int]:
         last: dict[int, int] = {}
         for i, step in enumerate(self.program.steps):
-            last.update((self._root[v], i) for v in step.operands if v is not None)
-        last.update((self._root[v], len(self.program.steps)) for v in self.program.outputs if v is not None)
+            last.update((self.root[v], i) for v in step.operands if v is not None)
+        last.update((self.root[v], len(self.program.steps)) for v in self.program.outputs if v is not None)
         return last
 
     def _ways_of(self, i: int) -> list[Way]:
@@ -101,22 +101,22 @@ class Planner:
         body = flat(inner.body, opened=plain_call)
         moved = [k for k, v in enumerate(body.inputs) if _jaxpr.is_inexact(body.avals[v])]
         within = Planner(body, moved, range(len(body.outputs)))
-        return ways(inner, self._needs[i].inner, within.selections())
+        return ways(inner, self.needs[i].inner, within.selections())
 
     def selections(self) -> list[tuple[frozenset[int], int, int, int]]:
         """Of the program as one segment: what is kept, its bytes, the bytes of all that is read, operations done again."""
         stop = len(self.program.steps)
-        made = [self._sweep(0, [stop], density, 0)[0] for density in reversed(DENSITIES[:-1])]
-        return [(s.kept, sum(self._sizes[v] for v in s.kept), s.inside, s.flops) for s in made]
+        made = [self.sweep(0, [stop], self._dense(density), 0)[0] for density in reversed(DENSITIES[:-1])]
+        return [(s.kept, sum(self.sizes[v] for v in s.kept), s.inside, s.flops) for s in made]
 
     def _bytes_between(self) -> list[int]:
         """For each position, the bytes that steps before it make and steps after it read."""
         n = len(self.program.steps)
         crossing = [0] * (n + 2)
-        for v, end in self._last.items():
-            if v in self._maker and end > self._maker[v]:
-                crossing[self._maker[v] + 1] += self._sizes[v]
-                crossing[min(end, n) + 1] -= self._sizes[v]
+        for v, end in self.last.items():
+            if v in self.maker and end > self.maker[v]:
+                crossing[self.maker[v] + 1] += self.sizes[v]
+                crossing[min(end, n) + 1] -= self.sizes[v]
         return list(itertools.accumulate(crossing))
 
     def _candidates(self) -> list[int]:
@@ -142,19 +142,22 @@ class Planner:
                 reach = [*reach, self._cuts[-1]] if k == 0 else reach
             loops = any(start <= i < reach[-1] for i in self.ways)
             made = [
-                s for d in DENSITIES for way in range(most if loops else 1) for s in self._sweep(start, reach, d, way)
+                s
+                for density in DENSITIES
+                for way in range(most if loops else 1)
+                for s in self.sweep(start, reach, self._dense(density) if density else None, way)
             ]
             found[start] = _unbeaten(made)
         return found
 
-    def _sweep(self, start: int, stops: Sequence[int], density: float, way: int) -> list[Segment]:
-        """The segments from `start` to each of `stops` with the same selection."""
+    def sweep(self, start: int, stops: Sequence[int], keeps: Callable[[int], bool] | None, way: int) -> list[Segment]:
+        """The segments from `start` to each of `stops`. keeps: of a value, whether it is kept; None: all are, plainly."""
         held: set[int] = set()
         touched: set[int] = set()
         kept: set[int] = set()
         again: set[int] = set()
         flops = kept_bytes = held_bytes = copied = inner = passing = largest = local = 0
-        plain = density == 0
+        plain = keeps is None
         found = []
         stops_left = iter(stops)
         stop: float = next(stops_left)
@@ -163,23 +166,23 @@ class Planner:
         def touch(v: int, hold: bool) -> list[int]:
             """Notes that a value is wanted; the steps that have to be done again for it."""
             nonlocal kept_bytes, held_bytes, copied
-            v = self._root[v]
-            i = self._maker.get(v, -1)
+            v = self.root[v]
+            i = self.maker.get(v, -1)
             if i < start:
                 if v not in touched:
                     touched.add(v)
-                    copied += COPIES * self._sizes[v]
+                    copied += COPIES * self.sizes[v]
                 return []
             if hold and v not in held:
                 held.add(v)
-                held_bytes += self._sizes[v]
+                held_bytes += self.sizes[v]
             if v in touched:
                 return []
             touched.add(v)
-            if plain or self._is_dense(i, density):
+            if keeps is None or keeps(v):
                 if v not in kept:
                     kept.add(v)
-                    kept_bytes += self._sizes[v]
+                    kept_bytes += self.sizes[v]
                 return []
             return [i]
 
@@ -190,23 +193,25 @@ class Planner:
                 if i in again:
                     continue
                 again.add(i)
-                flops += self._flops[i]
+                flops += self.flops[i]
                 for v in self.program.steps[i].operands:
                     if v is not None:
                         stack.extend(touch(v, False))
 
         for i in range(start, stops[-1]):
-            step, need = self.program.steps[i], self._needs[i]
+            step, need = self.program.steps[i], self.needs[i]
             for v in step.results:
-                largest = max(largest, self._sizes[v])
-                if self._root[v] == v and self._last.get(v, -1) > i:
-                    leaving[v] = self._last[v]
+                largest = max(largest, self.sizes[v])
+                if self.root[v] == v and self.last.get(v, -1) > i:
+                    leaving[v] = self.last[v]
             for v in need.values:
                 redo(touch(v, True))
-                if plain and step.name == "conv_general_dilated" and self._maker.get(self._root[v], start) < start:
-                    kept_bytes += self._sizes[self._root[v]]  # XLA keeps it transposed, for the gradient of the kernel
+                if v in step.results and not plain:  # as it left the step: what is kept has been given a name since
+                    redo([i])
+                if plain and step.name == "conv_general_dilated" and self.maker.get(self.root[v], start) < start:
+                    kept_bytes += self.sizes[self.root[v]]  # XLA keeps it transposed, for the gradient of the kernel
             if AT_ONCE and step.name not in FUSIBLE and need.values:
-                local = max(local, self._crossing[i] + sum(self._sizes[v] for v in step.results) + self._copies(step))
+                local = max(local, self._crossing[i] + sum(self.sizes[v] for v in step.results) + self._copies(step))
             if need.inner:
                 chosen = self.way_of(i, way)
                 inner += chosen.bytes if chosen else need.inner
@@ -216,10 +221,10 @@ class Planner:
                     redo([i])
             if i + 1 == stop:
                 leaving = {v: end for v, end in leaving.items() if end >= stop}
-                out = sum(self._sizes[v] for v in leaving if v not in kept)
+                out = sum(self.sizes[v] for v in leaving if v not in kept)
                 saved = kept_bytes + out + (inner if plain else 0)
                 cotangents = max(local, largest + self._crossing[i + 1])
-                inside = sum(self._sizes[v] for v in held - kept) + kept_bytes + inner + passing + cotangents
+                inside = sum(self.sizes[v] for v in held - kept) + kept_bytes + inner + passing + cotangents
                 inside += 0 if plain else copied
                 found.append(Segment(start, i + 1, plain, frozenset(kept), way, flops, saved, inside))
                 stop = next(stops_left, math.inf)
@@ -229,14 +234,20 @@ class Planner:
         """Bytes that XLA transposes for the gradient of a kernel."""
         if step.name != "conv_general_dilated":
             return 0
-        return sum(self._sizes[v] for v in (step.operands[0], *step.results) if v is not None)
+        return sum(self.sizes[v] for v in (step.operands[0], *step.results) if v is not None)
 
     def way_of(self, i: int, way: int) -> Way | None:
         return numbered(self.ways.get(i), way)
 
-    def _is_dense(self, i: int, density: float) -> bool:
-        size = sum(self._sizes[v] for v in self.program.steps[i].results)
-        return self._flops[i] >= density * max(1, size)
+    def _dense(self, density: float) -> Callable[[int], bool]:
+        """Whether a value takes so many operations for a byte."""
+
+        def keeps(v: int) -> bool:
+            i = self.maker[v]
+            size = sum(self.sizes[v] for v in self.program.steps[i].results)
+            return self.flops[i] >= density * max(1, size)
+
+        return keeps
 
     # -------------------------------------------------------------------------------------- plans
 

@@ -1,9 +1,9 @@
 """A `jax.checkpoint` whose recomputation waits for the cotangents.
 
 A call of a checkpointed function is one equation. Differentiated, it is JAX's own linearization of `jax.checkpoint`: the
-values that the policy keeps, and a linear map of these and the tangents. Transposed, that map takes the kept values
-`after` the cotangents, so that no compiler can merge the recomputation with the first computation; and its transpose is
-such a call again, so that the same holds for every further derivative.
+values that the policy keeps, and a linear map of these and the tangents. Transposed, that map takes the kept values `after`
+the cotangents, so that no compiler can merge the recomputation with the first computation; and its transpose is such a call
+again, so that the same holds for every further derivative. Where the policy keeps all that is needed, nothing has to wait.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jax.interpreters import ad, batching, mlir
 
 from robustad import _jaxpr
 from robustad.memory._after import after
+from robustad.memory._flat import flat, plain_call
 
 _call = Primitive("checkpointed")
 _call.multiple_results = True
@@ -69,7 +70,9 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[An
         return [ad.Zero(operands[i].aval) if i in wanted else None for i in range(len(operands))]
     avals = [operands[i].aval for i in wanted]
     arrived = [cotangents[k] for k in given]
-    kept = {i: after(x, arrived) for i, x in enumerate(operands) if i not in wanted}
+    kept = {i: x for i, x in enumerate(operands) if i not in wanted}
+    if _computes_again(jaxpr, wanted):
+        kept = {i: after(x, arrived) for i, x in kept.items()}
     arrived = [
         after(ct, [ct]) for ct in arrived
     ]  # else XLA fuses what is added to a cotangent on its way, and keeps it
@@ -84,6 +87,17 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, jaxpr: Any) -> list[An
 
     results = dict(zip(wanted, recomputed(backward, kept, arrived)))
     return [results.get(i) for i in range(len(operands))]
+
+
+def _computes_again(program: Any, wanted: Sequence[int]) -> bool:
+    """Whether a map that is linear in the inputs `wanted` first computes something from the others."""
+    steps = flat(_jaxpr.body(program), opened=plain_call)
+    moves = {steps.inputs[i] for i in wanted}
+    for step in steps.steps:
+        if not moves.intersection(v for v in step.operands if v is not None) or _jaxpr.control(step.equation):
+            return True
+        moves.update(step.results)
+    return False
 
 
 def _batch(axis: Any, operands: Sequence[Array], batch_axes: Sequence[int | None], *, jaxpr: Any):

@@ -1,0 +1,79 @@
+"""The integer program that chooses what the segments of a plan keep: its optimum, and what is then computed again."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from robustad import _jaxpr
+from robustad.memory import checkpoint
+from robustad.memory._fit import Call
+from robustad.memory._plan import Plan, Planner
+from robustad.memory._running import kept_policy, run_steps
+from robustad.memory._selection import refined
+
+
+def loss(w, x):
+    h = jnp.tanh(x @ w)
+    y = x * jnp.exp(jnp.sin(h @ w.T - 1))
+    return jnp.sum(jnp.cos(y @ w) * jnp.sum(y, 1, keepdims=True))
+
+
+CALL = Call(loss, (0, 1), False, (jnp.ones((16, 64)) / 8, jnp.ones((32, 16))), {})
+PLANNER = Planner(CALL.flat, CALL.moved)
+COUNT = len(CALL.flat.steps)
+
+
+def whole(kept):
+    return PLANNER.sweep(0, [COUNT], kept.__contains__, 0)[0]
+
+
+def test_the_optimum_is_that_of_all_selections():
+    made = [v for step in CALL.flat.steps for v in step.results if PLANNER.root[v] == v]
+    assert len(made) <= 14
+    segments = [whole(set(chosen)) for n in range(len(made) + 1) for chosen in itertools.combinations(made, n)]
+    bare, peaks = whole(set()), sorted(s.inside for s in segments)
+    for budget in (peaks[0], *peaks[:: len(peaks) // 6], peaks[-1]):
+        least = min(s.flops for s in segments if s.inside <= budget)
+        if bare.inside > budget:
+            continue
+        found = refined(PLANNER, Plan((bare,), bare.flops, bare.inside), budget)
+        assert found.flops <= least + 0.011 * PLANNER.forward_flops and found.peak <= budget
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
+def test_a_plan_becomes_no_worse(share):
+    def deep(ws, x):
+        for w in ws:
+            x = x + jnp.tanh(jnp.sin(x @ w) @ w.T)
+        return jnp.mean(x**2)
+
+    call = Call(deep, 0, False, ([jnp.ones((16, 64))] * 8, jnp.ones((64, 16))), {})
+    planner = Planner(call.flat, call.moved)
+    budget = share * planner.plan(math.inf).peak
+    plan = planner.plan(budget)
+    better = refined(planner, plan, budget)
+    assert better.flops <= plan.flops and better.peak <= budget
+    assert [(s.start, s.stop) for s in better.segments] == [(s.start, s.stop) for s in plan.segments]
+
+
+def test_what_made_a_kept_value_is_not_computed_again():
+    """An elementwise result after a product: kept, it spares the product (a barrier's derivative must not need it)."""
+    last = max(i for i, step in enumerate(CALL.flat.steps) if step.name == "sin")
+    steps = CALL.flat.steps[: last + 1]
+
+    def run(chosen):
+        def value(*arrays):
+            values = dict(CALL.flat.constants) | dict(zip(CALL.flat.inputs, arrays))
+            run_steps(steps, values, chosen)
+            return jnp.sum(values[steps[last].results[0]])
+
+        f = checkpoint(value, policy=kept_policy(chosen))
+        program = _jaxpr.body(jax.make_jaxpr(jax.grad(f))(*CALL.arrays))
+        return sum(site.primitive == "dot_general" for site in _jaxpr.sites(program))
+
+    (shifted,) = steps[last].operands
+    assert CALL.flat.steps[PLANNER.maker[shifted]].name == "sub"
+    assert run({shifted}) == run(set()) - 1
