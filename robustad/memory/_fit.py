@@ -18,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
-from robustad.memory._after import sealed
+from robustad.memory._after import after, sealed
 from robustad.memory._bytes import in_bytes, readable
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import Flat, Step, flat, plain_call
 from robustad.memory._flops import program_flops
 from robustad.memory._gradient import GradientCall, spec, temporaries
-from robustad.memory._liveness import live
 from robustad.memory._loops import Way, numbered, run
 from robustad.memory._plan import Plan, Planner, Segment
 from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
@@ -35,6 +34,8 @@ log = logging.getLogger("robustad")
 
 ATTEMPTS = 4
 """Plans that are compiled at most, beside the function as it is."""
+SMALL = 4096
+"""Bytes up to which keys and integers that a segment reads wait until it is its turn."""
 _ADDRESS = re.compile(r"(?<=0x)[0-9a-f]+")
 CLOSE = 0.93
 """A plan that measures between this share of the budget and the budget is good enough."""
@@ -52,7 +53,7 @@ class InfeasibleBudget(ValueError):  # noqa: N818 (what it is, not an error of t
 class Certificate:
     """What a fitted function comes to at arguments of some shapes. Sizes are bytes of temporaries of `value_and_grad`.
 
-    unplanned: of the function as it is. predicted: before the plan was compiled, corrected by the one compiled before it.
+    unplanned: of the function as it is. predicted: before the plan was compiled, corrected by what was measured before.
     flop_ratio: operations of the gradient against those of the unplanned one (1.0: nothing is done again). compiled: plans
     that were compiled. difference: the largest difference between the gradients of the fitted function and of the function
     as it is, in units of the leaf's largest element; None where the arguments are shapes alone, or it was not asked for.
@@ -162,7 +163,12 @@ def _run_segment(
     made = {v for step in steps for v in step.results}
     read = [v for v in dict.fromkeys(v for step in steps for v in step.operands) if v is not None and v not in made]
     moved = [v for v in read if _jaxpr.is_inexact(program.avals[v]) and v not in program.inputs]
-    before = {v: values[v] for v in moved}
+    small = [v for v in read if not _jaxpr.is_inexact(program.avals[v]) and _jaxpr.nbytes(program.avals[v]) <= SMALL]
+    before = {v: values[v] for v in (*moved, *small)}
+    if (
+        segment.start > 0
+    ):  # else random numbers, say, may be drawn for all segments at once, as they wait for keys alone
+        values.update((v, after(values[v], [values[u] for u in moved])) for v in small)
     if segment.start > 0 and not segment.plain:
         values.update(zip(moved, tied([values[v] for v in moved])))
     given = [v for v in made if last.get(v, -1) >= segment.stop]
@@ -193,7 +199,7 @@ class Search:
         self.planner = Planner(call.flat, call.moved)
         n = len(call.flat.steps)
         nothing = Plan((Segment(0, n, True, frozenset(), 0, 0, 0, 0),), 0, 0)
-        self.unplanned = self._compiled(nothing, 1.0)
+        self.unplanned = self._compiled(nothing, 0)
 
     def fit(self, budget: int | float) -> _Fit:
         self.budget = int(budget * self.unplanned.measured) if isinstance(budget, float) else budget
@@ -202,17 +208,17 @@ class Search:
         free = self.planner.plan(float("inf"))
         assert free is not None
         aim = self.budget * free.peak / max(1, self.unplanned.measured)
-        correction = self.unplanned.measured / max(1, self.unplanned.predicted)
+        correction = self.unplanned.measured / max(1, free.peak)
         tried: list[_Outcome] = []
         while len(tried) < ATTEMPTS:
             plan = self._next(aim, tried)
             if plan is None:
                 break
-            one = self._compiled(plan, correction)
+            one = self._compiled(plan, int(correction * plan.peak))
             tried.append(one)
             told = (len(tried), readable(one.measured), readable(self.budget), readable(one.predicted))
             log.info("plan %d: %s of %s, predicted %s", *told)
-            correction *= one.measured / max(1, one.predicted)
+            correction = one.measured / max(1, one.plan.peak)
             if CLOSE * self.budget <= one.measured <= self.budget:
                 break
             aim = self._aim(tried)
@@ -252,7 +258,7 @@ class Search:
             return aim
         return min(aim, min(one.plan.peak for one in tried) * (1 - 0.03 * len(tried)))  # further down each time
 
-    def _compiled(self, plan: Plan, correction: float) -> _Outcome:
+    def _compiled(self, plan: Plan, predicted: int) -> _Outcome:
         call = self.call
 
         def value(*arrays: Any) -> Any:
@@ -262,8 +268,6 @@ class Search:
         specs = [*map(spec, call.consts), *call.specs]
         traced = jax.jit(jax.value_and_grad(value, tuple(call.moved), has_aux=True)).trace(*specs)
         program = _jaxpr.body(traced.jaxpr)
-        sites = {site.path: site for site in _jaxpr.sites(program)}
-        predicted = int(correction * live(flat(program, sites), sites).peak)
         measured = temporaries(traced.lower().compile())
         return _Outcome(plan, predicted, measured, program_flops(program))
 

@@ -1,5 +1,5 @@
-"""Ways to run a `lax.scan` of a plan: its states kept, its body recomputed, its iterations in blocks that are recomputed, or
-few states kept by a binomial schedule, as `checkpointed_scan` does."""
+"""Ways to run a `lax.scan` of a plan: its states kept, its body recomputed, in all iterations or in the first ones, its
+iterations in blocks that are recomputed, or few states kept by a binomial schedule, as `checkpointed_scan` does."""
 
 import dataclasses
 import math
@@ -17,11 +17,15 @@ from robustad.memory._loop import Loop, Plan
 from robustad.memory._loop_plan import evaluated, least_cost
 from robustad.memory._running import kept_policy, outputs_of, run_steps
 
+TAILS = tuple(k / 8 for k in range(1, 8))
+"""Shares of the iterations that may be run plainly, at the end of a loop that is recomputed."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Way:
-    """blocks: of how many iterations, which are checkpoints of checkpoints (1: each iteration is one; 0: none are). kept:
-    what each iteration keeps, of its body's values. schedule: of the few states that are kept, in place of all this.
+    """block: of how many iterations, which are checkpoints of checkpoints (1: each iteration is one; 0: none are). kept:
+    what each iteration keeps, of its body's values. tail: so many iterations at the end are run plainly. schedule: of the
+    few states that are kept, in place of all this.
 
     bytes: that stay for the backward pass; passing: more while it runs; flops: operations done again.
     """
@@ -32,6 +36,7 @@ class Way:
     passing: int
     flops: int
     schedule: Plan | None = None
+    tail: int = 0
 
 
 def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int, int, int]]) -> list[Way]:
@@ -39,10 +44,16 @@ def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int,
 
     selections: (values kept in an iteration, their bytes, bytes of all that its backward pass reads, operations done again).
     """
-    carry = sum(_jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts : scan.consts + scan.carry])
+    carry, elements = (sum(_jaxpr.nbytes(_jaxpr.aval(v)) for v in vs) for vs in _carried(scan))
     found = [Way(0, frozenset(), inner, 0, 0)]
     for kept, size, passing, flops in selections:
         found.append(Way(1, kept, scan.length * (carry + size), passing, scan.length * flops))
+        for tail in {round(share * scan.length) for share in TAILS} - {0, scan.length}:
+            head, plainly = scan.length - tail, inner * tail // scan.length
+            bytes_ = head * (carry + size) + plainly + scan.length * elements
+            # One iteration is no loop to XLA: its bytes are free when the others' backward pass begins.
+            rest = max(0, passing - plainly) if tail == 1 else passing
+            found.append(Way(1, kept, bytes_, rest, head * flops, tail=tail))
     root = math.sqrt(scan.length)
     block = min(
         range(1, scan.length + 1), key=lambda b: (scan.length % b > 0 or b > 2 * root or 2 * b < root, abs(b - root))
@@ -51,11 +62,9 @@ def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int,
         kept, size, passing, flops = selections[-1]
         states = math.ceil(scan.length / block) * carry
         if scan.length % block:  # the elements are cut in two, which copies them
-            states += scan.length * sum(
-                _jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts + scan.carry :]
-            )
+            states += scan.length * elements
         found.append(Way(block, kept, states, block * (carry + size) + passing, 2 * scan.length * flops))
-    found += _scheduled(scan, inner, carry, selections[-1])
+    found += _scheduled(scan, inner, carry, elements, selections[-1])
     best: list[Way] = []
     for way in sorted(found, key=lambda way: (way.flops, way.bytes + way.passing)):
         if not best or way.bytes + way.passing < best[-1].bytes + best[-1].passing:
@@ -63,15 +72,11 @@ def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int,
     return best
 
 
-def _scheduled(scan: Scan, inner: int, carry: int, selection: Any) -> Iterator[Way]:
+def _scheduled(scan: Scan, inner: int, carry: int, elements: int, selection: Any) -> Iterator[Way]:
     """Ways with few states, each with about half the bytes of the one before it."""
     _, _, passing, flops = selection
     state, tape = max(1, carry), max(1, inner // max(1, scan.length))
-    copied = (
-        scan.reverse
-        * scan.length
-        * sum(_jaxpr.nbytes(_jaxpr.aval(v)) for v in scan.body.inputs[scan.consts + scan.carry :])
-    )
+    copied = scan.reverse * scan.length * elements
     limit = inner // 2 - passing
     while limit >= 2 * state:
         plan = least_cost(scan.length, state, tape, limit)
@@ -109,24 +114,33 @@ def run(eqn: Any, operands: Sequence[Any], way: Way) -> list[Any]:
         ]
 
     once = checkpoint(step, prevent_cse=False, policy=kept_policy(way.kept))
+    left = way.tail if way.block == 1 else scan.length % way.block
+    count = scan.length - left
+    head, tail = (slice(left, None), slice(0, left)) if scan.reverse else (slice(0, count), slice(count, None))
+    before = [x[head] for x in xs] if left else xs
     if way.block == 1:
-        carry, ys = _scan(once, init, xs, consts, scan.length, scan.reverse, unroll)
-        return [*carry, *ys]
-    whole, rest = divmod(scan.length, way.block)
+        carry, ys = _scan(once, init, before, consts, count, scan.reverse, unroll)
+    else:
 
-    def block(carry: Any, x: Any, consts: Any) -> Any:
-        return _scan(once, carry, x, consts, way.block, scan.reverse, unroll)
+        def block(carry: Any, x: Any, consts: Any) -> Any:
+            return _scan(once, carry, x, consts, way.block, scan.reverse, unroll)
 
-    cut = whole * way.block
-    first, last = (slice(rest, None), slice(0, rest)) if scan.reverse else (slice(0, cut), slice(cut, None))
-    blocked = [x[first].reshape(whole, way.block, *x.shape[1:]) for x in xs]
-    carry, ys = _scan(checkpoint(block, prevent_cse=False), init, blocked, consts, whole, scan.reverse, 1)
-    ys = [y.reshape(cut, *y.shape[2:]) for y in ys]
-    if rest:
-        carry, more = _scan(once, carry, [x[last] for x in xs], consts, rest, scan.reverse, unroll)
-        pairs = zip(more, ys) if scan.reverse else zip(ys, more)
-        ys = [lax.concatenate(pair, 0) for pair in pairs]
+        blocks = count // way.block
+        blocked = [x.reshape(blocks, way.block, *x.shape[1:]) for x in before]
+        carry, ys = _scan(checkpoint(block, prevent_cse=False), init, blocked, consts, blocks, scan.reverse, 1)
+        ys = [y.reshape(count, *y.shape[2:]) for y in ys]
+    if left:
+        carry, more = _scan(
+            step if way.tail else once, carry, [x[tail] for x in xs], consts, left, scan.reverse, unroll
+        )
+        ys = [lax.concatenate(pair, 0) for pair in (zip(more, ys) if scan.reverse else zip(ys, more))]
     return [*carry, *ys]
+
+
+def _carried(scan: Scan) -> tuple[Any, Any]:
+    """The variables of a loop's carry and of its elements."""
+    split = scan.consts + scan.carry
+    return scan.body.inputs[scan.consts : split], scan.body.inputs[split:]
 
 
 def _run_scheduled(eqn: Any, scan: Scan, operands: Sequence[Any], plan: Plan) -> list[Any]:

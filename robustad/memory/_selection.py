@@ -19,7 +19,7 @@ LIMITS = {"mip_rel_gap": 1e-2, "node_limit": 100}
 
 
 def refined(planner: Planner, plan: Plan, budget: float) -> Plan:
-    """The plan with the same segments, in which what is kept inside is chosen anew; or the plan itself, if that is no worse."""
+    """The plan with the same segments, in which what is kept inside is chosen anew; or the plan, if that is no worse."""
     program = _IntegerProgram(planner, plan, budget)
     kept = program.solution()
     if kept is None:
