@@ -87,6 +87,15 @@ def transformer_arguments(size: int) -> tuple[Any, Any]:
     return p, jnp.asarray(tokens, jnp.int32)
 
 
+def transformer_shapes(layers: int, width: int = 32, vocabulary: int = 64, length: int = 32) -> tuple[Any, Any]:
+    """The shapes of the arguments of one with many layers."""
+    shapes = {name: (width, width) for name in "qkvo"} | {"up": (width, 4 * width), "down": (4 * width, width)}
+    blocks = [{k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()} for _ in range(layers)]
+    ends = {"embedding": (vocabulary, width), "out": (width, vocabulary)}
+    p = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in ends.items()} | {"blocks": blocks}
+    return p, jax.ShapeDtypeStruct((4, length + 1), jnp.int32)
+
+
 def hash_of(i: int, name: str) -> int:
     return 1000 * i + sum(map(ord, name))
 
