@@ -19,7 +19,7 @@ def named(entry: Fault | Healthy) -> str:
     return entry.name
 
 
-@pytest.mark.parametrize("fault", thinned(FAULTS, 12, FIRST), ids=named)
+@pytest.mark.parametrize("fault", thinned(FAULTS, 60, FIRST), ids=named)
 def test_a_planted_fault_is_found(fault: Fault):
     loss, args = fault.make()
     report = rad.audit(loss)(*args)
@@ -36,7 +36,7 @@ def test_a_planted_fault_is_found(fault: Fault):
     assert finding.remedy
 
 
-@pytest.mark.parametrize("healthy", thinned(HEALTHY, 8), ids=named)
+@pytest.mark.parametrize("healthy", thinned(HEALTHY, 13), ids=named)
 def test_a_healthy_model_has_no_finding(healthy: Healthy):
     loss, args = healthy.make()
     report = rad.audit(loss)(*args)

@@ -11,8 +11,10 @@ from robustad.arithmetic._origin import OriginArithmetic
 from robustad.diagnosis import AuditError
 from robustad.diagnosis._program import derivative_program
 from tests._lines import line
+from tests._subset import thinned
 
 
+@pytest.mark.whole
 def test_one_statement_of_an_unrolled_loop_is_one_cause():
     def loss(x):
         s = 0.0
@@ -26,6 +28,7 @@ def test_one_statement_of_an_unrolled_loop_is_one_cause():
     assert set(finding.reaches) == {"x", "value"}
 
 
+@pytest.mark.whole
 def test_slices_are_those_of_the_outermost_scan():
     """The gradient of a shift before a centring is zero, for every slice of a leaf that two nested scans run over."""
 
@@ -243,7 +246,9 @@ def differences_of_roots(x):
 
 @pytest.mark.parametrize(
     "f,x,wrong_value",
-    [(hypotenuse_less_leg, 1e3, True), (log_cosh_less_itself, 9.0, False), (differences_of_roots, 50.0, True)],
+    thinned(
+        [(hypotenuse_less_leg, 1e3, True), (log_cosh_less_itself, 9.0, False), (differences_of_roots, 50.0, True)], 2
+    ),
 )
 def test_the_sum_of_several_uses_is_no_part_of_a_rule(f, x, wrong_value):
     """x is used several times, and what comes back from its uses cancels: no fault of the rule of sqrt or cosh."""

@@ -319,6 +319,7 @@ def doctor(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment | variables, timeout=200)
 
 
+@pytest.mark.whole
 def test_fast_math_is_told_loudly():
     done = doctor(XLA_FLAGS="--xla_cpu_enable_fast_math=true")
     assert done.returncode == 1, done.stderr

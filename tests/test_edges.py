@@ -10,6 +10,7 @@ from robustad import _jaxpr
 from robustad.arithmetic._edges import LARGEST, TINIEST, within_range
 from robustad.diagnosis import _audit
 from tests._lines import line
+from tests._subset import thinned
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,8 @@ def exp(w, x):
 
 
 @pytest.mark.parametrize(
-    ("loss", "at", "kind"), [(probability, 1, "underflow"), (product, 1, "underflow"), (exp, 1, "overflow")]
+    ("loss", "at", "kind"),
+    thinned([(exp, 1, "overflow"), (probability, 1, "underflow"), (product, 1, "underflow")], 3),
 )
 def test_large_programs_whose_float64_leaves_its_range_too(loss, at, kind, monkeypatch):
     """Without an exact reference: the statement that underflows is blamed, not the logarithm that shows it."""

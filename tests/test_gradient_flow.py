@@ -253,6 +253,7 @@ def stacked(n):
     }
 
 
+@pytest.mark.whole
 def test_a_transformer_in_a_scan_with_a_tied_embedding():
     tokens = jnp.asarray(np.random.default_rng(5).integers(0, 11, (4, 6)))
     flow = gradient_flow(transformer)(stacked(2), tokens)
@@ -321,6 +322,7 @@ class Cnn(nnx.Module):
         return self.dense(x.reshape(len(x), -1))
 
 
+@pytest.mark.whole
 def test_a_flax_convolutional_network():
     def loss(model, x):
         return optax.softmax_cross_entropy_with_integer_labels(model(x), jnp.arange(16) % 10).mean()

@@ -81,7 +81,7 @@ def test_a_simple_eigenvector_and_a_projection_beside_a_tie():
     np.testing.assert_allclose(jax.grad(lambda a: f(a)[1])(a), -steps, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e18])
+@pytest.mark.parametrize("scale", thinned([1e-20, 1.0, 1e18], 2))
 def test_distinct_eigenvalues_as_float64_in_any_scale(scale):
     b = random((4, 4))
     b = b + b.T

@@ -312,7 +312,7 @@ OTHER_VERSION = {name for name in (*NEW, "polynomial") if not hasattr(lax, name)
 FIRST = [case for case in CASES if case[1] == case[0].dtypes.split()[0]]
 
 
-@pytest.mark.parametrize("row,dtype", thinned(CASES, 4, FIRST), ids=lambda v: getattr(v, "name", v))
+@pytest.mark.parametrize("row,dtype", thinned(CASES, 8, FIRST), ids=lambda v: getattr(v, "name", v))
 def test_twin_is_the_program_in_float64(row: Row, dtype: str) -> None:
     args = [cast(a, dtype) for a in row.args]
     walked = walk(row.f, *args)

@@ -21,7 +21,7 @@ CASES = [(entry, dtype) for dtype in DTYPES for entry in TABLE]
 IN_FLOAT32 = CASES[: len(TABLE)]
 
 
-@pytest.mark.parametrize("entry, dtype", thinned(CASES, 3, IN_FLOAT32), ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize("entry, dtype", thinned(CASES, 6, IN_FLOAT32), ids=lambda x: getattr(x, "name", x))
 def test_three_orders_within_the_bound(entry, dtype):
     kind = DTYPES[dtype]
     with jax.enable_x64(dtype == "f64"):
@@ -53,7 +53,7 @@ def test_the_policy_at_edges(entry):
 RIGHT_IN_JAX = {"sqrt", "rsqrt", "log", "log1p", "expm1", "asin", "acos", "acosh", "atanh", "xlog1py"}
 
 
-@pytest.mark.parametrize("entry", thinned([e for e in TABLE if e.name not in RIGHT_IN_JAX], 3), ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", thinned([e for e in TABLE if e.name not in RIGHT_IN_JAX], 5), ids=lambda e: e.name)
 def test_what_one_would_write_instead_is_wrong_somewhere(entry):
     columns = _points.interior(entry, np.float32, POINTS)
     if entry.arity == 1:
@@ -83,7 +83,7 @@ def test_half_precision_is_rounded_once(name, dtype):
     np.testing.assert_array_equal(slope, jax.vmap(jax.grad(function))(*wide).astype(dtype))
 
 
-@pytest.mark.parametrize("entry", thinned(TABLE, 4), ids=NAMES)
+@pytest.mark.parametrize("entry", thinned(TABLE, 7), ids=NAMES)
 def test_transforms_agree(entry):
     """jit, vmap, jvp, scan, forward over reverse and reverse over reverse give the same bits or nearly so."""
     function = getattr(stability, entry.name)
@@ -103,6 +103,7 @@ def test_transforms_agree(entry):
         np.testing.assert_allclose(forward, reverse, rtol=1e-5)
 
 
+@pytest.mark.whole
 def test_nan_outside_the_domain():
     for entry in TABLE:
         (low, high), *rest = entry.domain
@@ -207,7 +208,7 @@ MPMATH = {
 }
 
 
-@pytest.mark.parametrize("entry", thinned(TABLE, 3), ids=NAMES)
+@pytest.mark.parametrize("entry", thinned(TABLE, 6), ids=NAMES)
 def test_the_oracle_agrees_with_mpmath(entry):
     points = {"acosh": [(1.5,)], "logsubexp": [(1.5, -0.75)]}.get(entry.name) or [
         (0.25,) * entry.arity,

@@ -49,7 +49,7 @@ BARS = {
 CASES = [(name, fraction) for name, bars in BARS.items() for fraction in bars]
 
 
-SLOW = {"transformer", "unet", "resnet"}
+SLOW = {"transformer", "scanned", "unet", "resnet", "dense"}
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def bits_lost(grad, grad64, p):
     return float(np.clip(p + np.log2(error / size), 0, p))
 
 
-@pytest.mark.parametrize("fault", thinned(FAULTS, 8), ids=lambda f: f.name)
+@pytest.mark.parametrize("fault", thinned(FAULTS, 16), ids=lambda f: f.name)
 def test_fault_is_real(fault: Fault):
     p = BITS[fault.dtype]
     value, grads, _, grads64, _ = both(fault.make)
@@ -92,7 +92,7 @@ def test_fault_is_real(fault: Fault):
         assert max(lost) > p / 2, lost
 
 
-@pytest.mark.parametrize("healthy", thinned(HEALTHY, 8), ids=lambda h: h.name)
+@pytest.mark.parametrize("healthy", thinned(HEALTHY, 16), ids=lambda h: h.name)
 def test_healthy_is_healthy(healthy: Healthy):
     p = BITS[healthy.dtype]
     value, grads, value64, grads64, paths = both(healthy.make)
