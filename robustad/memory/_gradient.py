@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body
+from robustad.memory._checkpoint import is_data
 
 
 class GradientCall:
@@ -34,7 +34,8 @@ class GradientCall:
         self._data = [
             i
             for i, (path, x) in enumerate(with_paths)
-            if is_data(x) and (not isinstance(x, bool | int) or (path[0].idx == 0 and path[1].idx in chosen))
+            if isinstance(x, jax.ShapeDtypeStruct)
+            or (is_data(x) and (not isinstance(x, bool | int) or (path[0].idx == 0 and path[1].idx in chosen)))
         ]
         self.names: list[str] = [_name(f, with_paths[i][0]) for i in self._data]
         self.arrays: list[Any] = [
@@ -125,10 +126,6 @@ class GradientCall:
 def temporaries(compiled: Any) -> int:
     """The bytes that a compiled program needs beside its arguments and results."""
     return compiled.memory_analysis().temp_size_in_bytes
-
-
-def is_data(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | bool | int | float | complex)
 
 
 def _positions(argnums: int | Sequence[int], args: Sequence[Any]) -> set[int]:

@@ -11,6 +11,8 @@ from robustad.memory._flat import Flat, Step
 from robustad.memory._liveness import FUSIBLE
 from robustad.memory._policies import Policy, save_names
 
+_PREFIX = "robustad."
+
 
 def run_steps(
     steps: Sequence[Step],
@@ -25,8 +27,12 @@ def run_steps(
             for atom, v in zip(step.equation.invars, step.operands)
         ]
         with _jaxpr.at(step.equation):
-            loop = special is not None and step.name == "scan"
-            results = special(step, operands) if loop else _jaxpr.bind(step.equation, operands)  # pyright: ignore
+            if special is not None and step.name == "scan":
+                results = special(step, operands)
+            elif step.name == "name" and step.equation.params["name"].startswith(_PREFIX):  # of a `fit` inside
+                results = operands
+            else:
+                results = _jaxpr.bind(step.equation, operands)
             for v, result in zip(step.results, results):
                 if v in kept:
                     result = checkpoint_name(sealed(result) if is_fused(step) else result, _name(v))
@@ -49,4 +55,4 @@ def outputs_of(program: Flat, values: dict[int, Any], atoms: Sequence[Any]) -> l
 
 
 def _name(value: int) -> str:
-    return f"robustad.{value}"
+    return f"{_PREFIX}{value}"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from robustad import _jaxpr
-from robustad.memory import checkpoint
+from robustad.memory import checkpoint, fit
 from robustad.memory._fit import Call
 from robustad.memory._plan import Plan, Planner
 from robustad.memory._running import kept_policy, run_steps
@@ -77,3 +77,20 @@ def test_what_made_a_kept_value_is_not_computed_again():
     (shifted,) = steps[last].operands
     assert CALL.flat.steps[PLANNER.maker[shifted]].name == "sub"
     assert run({shifted}) == run(set()) - 1
+
+
+def test_a_fit_inside_a_fit_is_planned_anew():
+    """The names by which an inner plan keeps values mean nothing to the outer one, whose numbers are others."""
+
+    def loss(w, x):
+        for _ in range(6):
+            x = x + jnp.tanh(jnp.sin(x @ w) @ w.T)
+        return jnp.mean(x**2)
+
+    w, x = jnp.ones((16, 64)) / 8, jnp.ones((256, 16))
+    outer = fit(lambda w, x: fit(loss, 0.7)(w, x), 0.5)
+    certificate = outer.certificate(w, x, compare=True)
+    assert certificate.holds and certificate.difference < 1e-5
+    program = _jaxpr.body(jax.make_jaxpr(outer)(w, x))
+    names = [site.equation.params["name"] for site in _jaxpr.sites(program) if site.primitive == "name"]
+    assert len(names) == len(set(names))
