@@ -136,6 +136,10 @@ def fresh_processes(size: int) -> dict[str, Any]:
             rows[f"{name} {fraction:g}"] = row = json.loads(run.stdout.splitlines()[-1])
             told = f"grown {readable(row['grown'])}, laid out {readable(row['laid out'])}"
             print(f"{name:12} {fraction:4g} of the peak: {told}", flush=True)
+        whole, small = rows[f"{name} 1"], rows[f"{name} 0.4"]
+        saved = (whole["grown"] - small["grown"]) / (whole["laid out"] - small["laid out"])
+        small["saved"] = saved
+        print(f"{name:12} saved in the process, of what was saved in the layout: {saved:.2f}", flush=True)
     return rows
 
 
