@@ -30,8 +30,8 @@ from robustad.memory import InfeasibleBudget, fit
 from robustad.memory._bytes import readable
 from robustad.memory._fit import Call
 from robustad.memory._flops import program_flops
-from robustad.memory._plan import Plan, Planner
-from robustad.memory._selection import refined
+from robustad.memory._plan import Planner
+from robustad.memory._segments import Plan
 
 FRACTIONS = tuple(k / 20 for k in range(19, 1, -1))
 POLICIES = {
@@ -103,8 +103,8 @@ def planning() -> dict[str, float]:
         call = Call(transformer(lambda f: f), 0, False, transformer_shapes(layers), {})
         begin = time.perf_counter()
         planner = Planner(call.flat, call.moved)
-        budget = 0.5 * cast(Plan, planner.plan(math.inf)).peak
-        refined(planner, cast(Plan, planner.plan(budget)), budget)
+        budget = 0.5 * cast(Plan, planner.cut(math.inf)).peak
+        planner.plan(budget)
         name = f"{len(call.flat.steps)} equations"
         taken[name] = time.perf_counter() - begin
         print(f"planning {name}: {taken[name]:.1f} s", flush=True)

@@ -25,9 +25,9 @@ from robustad.memory._flat import Flat, Step, flat, plain_call
 from robustad.memory._flops import program_flops
 from robustad.memory._gradient import GradientCall, spec, temporaries
 from robustad.memory._loops import Way, numbered, run
-from robustad.memory._plan import Plan, Planner, Segment
+from robustad.memory._plan import Planner
 from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
-from robustad.memory._selection import refined
+from robustad.memory._segments import Plan, Segment
 from robustad.memory._tied import tied
 
 log = logging.getLogger("robustad")
@@ -226,16 +226,15 @@ class Search:
         if not held:
             raise self._refusal(tried)
         best = min(held, key=lambda one: (one.flops, one.measured))
-        return _Fit(best, self.unplanned, self.budget, len(tried), self.planner.ways)
+        return _Fit(best, self.unplanned, self.budget, len(tried), self.planner.model.ways)
 
     def _next(self, aim: float, tried: Sequence[_Outcome]) -> Plan | None:
         """A plan that the model puts below `aim` and that is not one of those tried."""
         held = any(one.measured <= self.budget for one in tried)
         if len(tried) == ATTEMPTS - 1 and not held:
             aim = min(aim, self.planner.least() * 1.05)
-        for _ in range(4):
+        for _ in range(8 if held else 4):
             plan = self.planner.plan(aim) or self.planner.plan(1.001 * self.planner.least())
-            plan = plan and refined(self.planner, plan, max(aim, plan.peak))
             if plan is None or all(plan.segments != one.plan.segments for one in tried):
                 return plan
             if held:  # only a larger one could do with less recomputation
@@ -262,7 +261,7 @@ class Search:
         call = self.call
 
         def value(*arrays: Any) -> Any:
-            value, *aux = run_plan(call, self.planner.ways, plan, arrays)
+            value, *aux = run_plan(call, self.planner.model.ways, plan, arrays)
             return value, aux
 
         specs = [*map(spec, call.consts), *call.specs]

@@ -4,7 +4,7 @@ iterations in blocks that are recomputed, or few states kept by a binomial sched
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax import lax
 
@@ -17,7 +17,7 @@ from robustad.memory._loop import Loop, Plan
 from robustad.memory._loop_plan import evaluated, least_cost
 from robustad.memory._running import kept_policy, outputs_of, run_steps
 
-TAILS = tuple(k / 8 for k in range(1, 8))
+TAILS = (0.75, 0.5, 0.25)
 """Shares of the iterations that may be run plainly, at the end of a loop that is recomputed."""
 
 
@@ -39,10 +39,20 @@ class Way:
     tail: int = 0
 
 
-def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int, int, int]]) -> list[Way]:
+class Selection(NamedTuple):
+    """What an iteration keeps of its values; bytes: of these; passing: of all that its backward pass reads; flops: done
+    again."""
+
+    kept: frozenset[int]
+    bytes: int
+    passing: int
+    flops: int
+
+
+def ways(scan: Scan, inner: int, selections: Sequence[Selection]) -> list[Way]:
     """The ways to run a loop that keeps `inner` bytes when it is run plainly, in the order of what they keep.
 
-    selections: (values kept in an iteration, their bytes, bytes of all that its backward pass reads, operations done again).
+    selections: for iterations that are recomputed; the last keeps nothing.
     """
     carry, elements = (sum(_jaxpr.nbytes(_jaxpr.aval(v)) for v in vs) for vs in _carried(scan))
     found = [Way(0, frozenset(), inner, 0, 0)]
@@ -72,7 +82,7 @@ def ways(scan: Scan, inner: int, selections: Sequence[tuple[frozenset[int], int,
     return best
 
 
-def _scheduled(scan: Scan, inner: int, carry: int, elements: int, selection: Any) -> Iterator[Way]:
+def _scheduled(scan: Scan, inner: int, carry: int, elements: int, selection: Selection) -> Iterator[Way]:
     """Ways with few states, each with about half the bytes of the one before it."""
     _, _, passing, flops = selection
     state, tape = max(1, carry), max(1, inner // max(1, scan.length))

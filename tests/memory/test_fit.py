@@ -283,7 +283,7 @@ def test_a_plan_takes_seconds():
     free = planner.plan(math.inf)
     half = planner.plan(0.5 * free.peak)
     assert time.process_time() - begin < 30
-    assert half.peak <= 0.5 * free.peak and half.flops <= 0.35 * planner.forward_flops
+    assert half.peak <= 0.5 * free.peak and half.flops <= 0.35 * planner.model.forward_flops
 
 
 def test_segments_cover_the_program_once():

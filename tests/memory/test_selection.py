@@ -10,9 +10,10 @@ import pytest
 from robustad import _jaxpr
 from robustad.memory import checkpoint, fit
 from robustad.memory._fit import Call
-from robustad.memory._plan import Plan, Planner
+from robustad.memory._plan import Planner
 from robustad.memory._running import kept_policy, run_steps
-from robustad.memory._selection import refined
+from robustad.memory._segments import Plan
+from robustad.memory._selection import refined, selected
 
 
 def loss(w, x):
@@ -22,16 +23,16 @@ def loss(w, x):
 
 
 CALL = Call(loss, (0, 1), False, (jnp.ones((16, 64)) / 8, jnp.ones((32, 16))), {})
-PLANNER = Planner(CALL.flat, CALL.moved)
+MODEL = Planner(CALL.flat, CALL.moved).model
 COUNT = len(CALL.flat.steps)
 
 
 def whole(kept):
-    return PLANNER.sweep(0, [COUNT], kept.__contains__, 0)[0]
+    return MODEL.sweep(0, [COUNT], kept.__contains__, 0)[0]
 
 
 def test_the_optimum_is_that_of_all_selections():
-    made = [v for step in CALL.flat.steps for v in step.results if PLANNER.root[v] == v]
+    made = [v for step in CALL.flat.steps for v in step.results if MODEL.root[v] == v]
     assert len(made) <= 14
     segments = [whole(set(chosen)) for n in range(len(made) + 1) for chosen in itertools.combinations(made, n)]
     bare, peaks = whole(set()), sorted(s.inside for s in segments)
@@ -39,8 +40,8 @@ def test_the_optimum_is_that_of_all_selections():
         least = min(s.flops for s in segments if s.inside <= budget)
         if bare.inside > budget:
             continue
-        found = refined(PLANNER, Plan((bare,), bare.flops, bare.inside), budget)
-        assert found.flops <= least + 0.011 * PLANNER.forward_flops and found.peak <= budget
+        found = refined(MODEL, Plan((bare,), bare.flops, bare.inside), budget)
+        assert found.flops <= least + 0.011 * MODEL.forward_flops and found.peak <= budget
 
 
 @pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
@@ -52,11 +53,23 @@ def test_a_plan_becomes_no_worse(share):
 
     call = Call(deep, 0, False, ([jnp.ones((16, 64))] * 8, jnp.ones((64, 16))), {})
     planner = Planner(call.flat, call.moved)
-    budget = share * planner.plan(math.inf).peak
-    plan = planner.plan(budget)
-    better = refined(planner, plan, budget)
+    budget = share * planner.cut(math.inf).peak
+    plan, better = planner.cut(budget), planner.plan(budget)
     assert better.flops <= plan.flops and better.peak <= budget
     assert [(s.start, s.stop) for s in better.segments] == [(s.start, s.stop) for s in plan.segments]
+
+
+def test_a_selection_of_so_many_bytes_does_the_fewest_operations_again():
+    made = [v for step in CALL.flat.steps for v in step.results if MODEL.root[v] == v]
+    choices = [set(chosen) for n in range(len(made) + 1) for chosen in itertools.combinations(made, n)]
+    costs = [(sum(MODEL.sizes[v] for v in kept), whole(kept).flops) for kept in choices]
+    flops = []
+    for most in (0, 3000, 9000, 20_000):
+        kept = selected(MODEL, most)
+        flops.append(whole(kept).flops)
+        assert sum(MODEL.sizes[v] for v in kept) <= most
+        assert flops[-1] <= min(f for size, f in costs if size <= most) + 0.011 * MODEL.forward_flops
+    assert flops == sorted(flops, reverse=True) and flops[0] > flops[-1]
 
 
 def test_what_made_a_kept_value_is_not_computed_again():
@@ -75,7 +88,7 @@ def test_what_made_a_kept_value_is_not_computed_again():
         return sum(site.primitive == "dot_general" for site in _jaxpr.sites(program))
 
     (shifted,) = steps[last].operands
-    assert CALL.flat.steps[PLANNER.maker[shifted]].name == "sub"
+    assert CALL.flat.steps[MODEL.maker[shifted]].name == "sub"
     assert run({shifted}) == run(set()) - 1
 
 
