@@ -33,17 +33,19 @@ def sealed(x: Array) -> Array:
 
 
 def _branch(x: Array, *tokens: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_branch(jax.random.key_data(x), *tokens), impl=jax.random.key_impl(x))
     bits = [_bits(token) for token in tokens or (x,) if token.size]
     if not bits or not x.size:
         return x
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_branch(jax.random.key_data(x), *tokens), impl=jax.random.key_impl(x))
     arrived = sum(map(lax.population_count, bits)) >= 0
     return lax.cond(arrived, lambda x: x, jnp.zeros_like, x)
 
 
 def _bits(token: Array) -> Array:
     """Some bits of the first element, as int32."""
+    if jnp.issubdtype(token.dtype, jax.dtypes.prng_key):
+        token = jax.random.key_data(token)
     first = lax.slice(token, (0,) * token.ndim, (1,) * token.ndim).reshape(())
     if jnp.issubdtype(first.dtype, jnp.complexfloating):
         first = lax.real(first)

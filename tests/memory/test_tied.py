@@ -1,9 +1,11 @@
-"""Cotangents that wait for one another: the identity, at every order."""
+"""Arrays that wait, and cotangents that wait for one another: the identity, at every order."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from robustad.memory._after import after, sealed
 from robustad.memory._tied import tied
 
 
@@ -39,3 +41,26 @@ def test_the_other_cotangents_come_first():
 
     assert joined(tied).count(" after ") == 2
     assert " after " not in joined(lambda a: a)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        jax.random.key(3),
+        jax.random.split(jax.random.key(3), 2),
+        jnp.arange(3, dtype=jnp.uint8),
+        jnp.array([True, False]),
+        jnp.array([1 + 2j]),
+        jnp.ones((2, 2), jnp.bfloat16),
+        jnp.ones((0, 3)),
+        jnp.float16(2),
+    ],
+    ids=lambda x: f"{x.dtype}{x.shape}",
+)
+def test_arrays_of_every_type_may_wait_and_be_waited_for(x):
+    waited = jax.jit(lambda x: (sealed(x), after(x, [jnp.ones(2), x]), after(jnp.ones(2), [x])))(x)
+    data = jax.random.key_data if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else lambda x: x
+    for got in waited[:2]:
+        assert got.dtype == x.dtype
+        np.testing.assert_array_equal(data(got), data(x))
+    np.testing.assert_array_equal(waited[2], 1)
