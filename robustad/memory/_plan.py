@@ -108,11 +108,8 @@ def _ways_of(scan: Scan, inner: int) -> list[Way]:
     """The ways to run a loop that keeps `inner` bytes when it is run plainly."""
     body = flat(scan.body, opened=plain_call)
     moved = [k for k, v in enumerate(body.inputs) if _jaxpr.is_inexact(body.avals[v])]
-    return ways(
-        scan,
-        inner,
-        _selections(Segments(body, moved, range(len(body.outputs)), _ways_of), inner // max(1, scan.length)),
-    )
+    model = Segments(body, moved, range(len(body.outputs)), _ways_of)
+    return ways(scan, inner, _selections(model, inner // max(1, scan.length)))
 
 
 def _selections(model: Segments, plainly: int) -> list[Selection]:
@@ -120,7 +117,7 @@ def _selections(model: Segments, plainly: int) -> list[Selection]:
     stop = len(model.program.steps)
     kept = {selected(model, int(share * plainly)) for share in SHARES} | {frozenset()}
     made = [model.sweep(0, [stop], k.__contains__, 0)[0] for k in kept]
-    made.sort(key=lambda s: (s.flops, s.inside))
+    made.sort(key=lambda s: (s.flops, not s.kept))
     return [Selection(s.kept, sum(model.sizes[v] for v in s.kept), s.inside, s.flops) for s in made]
 
 

@@ -23,7 +23,7 @@ XLA for CPU begins each operation as early as it can."""
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """Steps start..stop, recomputed but for the values in `kept`; `plain`: all of it is kept. way: of the loops in it, by
-    number (see `Planner.ways`)."""
+    number (see `Segments.ways`)."""
 
     start: int
     stop: int
