@@ -98,8 +98,8 @@ class _IntegerProgram:
         bare = model.sweep(segment.start, [segment.stop], lambda v: False, segment.way)[0]
         size = {v: model.sizes[v] / unit for v in (*closure.values, *closure.before)}
         total = max(1, model.forward_flops)
-        kept = {v: self.variable(1e-6 * size[v], whole=True) for v in closure.values}
-        again = {i: self.variable(model.flops[i] / total, lower=float(i in closure.forced)) for i in closure.steps}
+        kept = {v: self.variable(0.01 * size[v], whole=True) for v in closure.values}  # of equals the smaller
+        again = {i: self.variable(1e4 * model.flops[i] / total, float(i in closure.forced)) for i in closure.steps}
         read = {u: self.variable(lower=float(u in closure.needed)) for u in closure.before} if COPIES else {}
         self._kept |= kept
         for v in closure.values:
