@@ -37,8 +37,8 @@ ATTEMPTS = 4
 SMALL = 4096
 """Bytes up to which keys and integers that a segment reads wait until it is its turn."""
 _ADDRESS = re.compile(r"(?<=0x)[0-9a-f]+")
-CLOSE = 0.93
-"""A plan that measures between this share of the budget and the budget is good enough."""
+GOAL, VERY_CLOSE, CLOSE = 0.975, 0.96, 0.93
+"""Shares of the budget: what plans aim at, and from which on a plan that adds some operations, or few, is good enough."""
 
 
 class InfeasibleBudget(ValueError):  # noqa: N818 (what it is, not an error of the program)
@@ -219,7 +219,7 @@ class Search:
             told = (len(tried), readable(one.measured), readable(self.budget), readable(one.predicted))
             log.info("plan %d: %s of %s, predicted %s", *told)
             correction = one.measured / max(1, one.plan.peak)
-            if CLOSE * self.budget <= one.measured <= self.budget:
+            if self._is_good(one):
                 break
             aim = self._aim(tried)
         held = [one for one in tried if one.measured <= self.budget]
@@ -228,11 +228,17 @@ class Search:
         best = min(held, key=lambda one: (one.flops, one.measured))
         return _Fit(best, self.unplanned, self.budget, len(tried), self.planner.model.ways)
 
+    def _is_good(self, one: _Outcome) -> bool:
+        """Whether an outcome keeps to the budget and a larger plan could spare little."""
+        added = one.flops / max(1, self.unplanned.flops) - 1
+        return (CLOSE if added < 0.01 else VERY_CLOSE) * self.budget <= one.measured <= self.budget
+
     def _next(self, aim: float, tried: Sequence[_Outcome]) -> Plan | None:
         """A plan that the model puts below `aim` and that is not one of those tried."""
         held = any(one.measured <= self.budget for one in tried)
-        if len(tried) == ATTEMPTS - 1 and not held:
-            aim = min(aim, self.planner.least() * 1.05)
+        if len(tried) == ATTEMPTS - 1 and not held:  # the last: it has to hold
+            near = min(one.measured for one in tried) < 1.1 * self.budget
+            aim = 0.9 * min(map(self._scaled, tried)) if near else min(aim, self.planner.least() * 1.05)
         for _ in range(8 if held else 4):
             plan = self.planner.plan(aim) or self.planner.plan(1.001 * self.planner.least())
             if plan is None or all(plan.segments != one.plan.segments for one in tried):
@@ -245,17 +251,19 @@ class Search:
 
     def _aim(self, tried: Sequence[_Outcome]) -> float:
         """The model's bytes for which the measured ones should come to just below the budget."""
-        goal = 0.97 * self.budget
         below = max((one for one in tried if one.measured <= self.budget), key=lambda one: one.measured, default=None)
         above = min((one for one in tried if one.measured > self.budget), key=lambda one: one.measured, default=None)
         if below and above and below.plan.peak < above.plan.peak:
-            share = (goal - below.measured) / (above.measured - below.measured)
+            share = (GOAL * self.budget - below.measured) / (above.measured - below.measured)
             return below.plan.peak + min(0.9, max(0.1, share)) * (above.plan.peak - below.plan.peak)
-        aims = [one.plan.peak * goal / max(1, one.measured) for one in tried]
-        aim = sum(aims) / len(aims)
+        aim = sum(map(self._scaled, tried)) / len(tried)
         if below:
             return aim
         return min(aim, min(one.plan.peak for one in tried) * (1 - 0.03 * len(tried)))  # further down each time
+
+    def _scaled(self, one: _Outcome) -> float:
+        """The model's bytes of a plan that would measure just below the budget, if the model is as wrong as for `one`."""
+        return one.plan.peak * GOAL * self.budget / max(1, one.measured)
 
     def _compiled(self, plan: Plan, predicted: int) -> _Outcome:
         call = self.call
