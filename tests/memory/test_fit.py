@@ -49,7 +49,7 @@ BARS = {
 CASES = [(name, fraction) for name, bars in BARS.items() for fraction in bars]
 
 
-SLOW = {"transformer", "scanned", "unet", "resnet", "dense"}
+SLOW = {"transformer", "scanned", "unet", "resnet", "dense", "dropout"}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,7 @@ def test_a_function_that_fits_stays_as_it_is():
     chex.assert_trees_all_equal(jax.jit(jax.grad(fitted))(WS, X), jax.jit(jax.grad(layers))(WS, X))
 
 
+@pytest.mark.whole
 def test_straight_line_gradients_agree():
     ours, theirs = (jax.jit(jax.grad(f))(WS, X) for f in (fit(layers, 0.5), layers))
     chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-8)
@@ -136,14 +137,14 @@ def test_pareto():
 @pytest.mark.parametrize(
     "transformed",
     [
-        lambda f: jax.vmap(jax.grad(f), (None, 0)),
+        pytest.param(lambda f: jax.vmap(jax.grad(f), (None, 0)), marks=pytest.mark.whole),
         lambda f: lambda ws, xs: jax.grad(lambda ws: jnp.mean(jax.vmap(f, (None, 0))(ws, xs)))(ws),
         lambda f: lambda ws, xs: jax.jvp(lambda ws: f(ws, xs[0]), (ws,), (ws,)),
         lambda f: lambda ws, xs: jax.jvp(jax.grad(lambda ws: f(ws, xs[0])), (ws,), (ws,))[1],
         lambda f: (
             lambda ws, xs: lax.scan(lambda ws, x: (jax.tree.map(jnp.subtract, ws, jax.grad(f)(ws, x)), None), ws, xs)[0]
         ),
-        lambda f: lambda ws, xs: jax.grad(lambda x: f(ws, x))(xs[0]),
+        pytest.param(lambda f: lambda ws, xs: jax.grad(lambda x: f(ws, x))(xs[0]), marks=pytest.mark.whole),
     ],
     ids=["vmap", "grad of vmap", "jvp", "hvp", "in scan", "closed over"],
 )
@@ -266,10 +267,10 @@ def test_loops_in_blocks(reverse):
 
 
 def test_a_plan_takes_seconds():
-    """Five thousand equations; the bar is half a minute."""
+    """Three thousand equations; the bar is a third of a minute."""
     import time
 
-    ws = [WS[0]] * 800
+    ws = [WS[0]] * 500
 
     def deep(ws, x):
         for w in ws:
@@ -277,12 +278,12 @@ def test_a_plan_takes_seconds():
         return jnp.mean(x**2)
 
     call = Call(deep, 0, False, (ws, X), {})
-    assert len(call.flat.steps) >= 4000
+    assert len(call.flat.steps) >= 2500
     begin = time.process_time()
     planner = Planner(call.flat, call.moved)
     free = planner.plan(math.inf)
     half = planner.plan(0.5 * free.peak)
-    assert time.process_time() - begin < 30
+    assert time.process_time() - begin < 20
     assert half.peak <= 0.5 * free.peak and half.flops <= 0.35 * planner.model.forward_flops
 
 
@@ -443,9 +444,9 @@ def test_inside_shard_map_it_is_refused_and_around_it_it_works():
         return jax.lax.pmean(layers(ws, x), "d")
 
     with pytest.raises(NotImplementedError, match="Put it around"):
-        jax.grad(over_mesh(fit(mean, 0.5)))(WS, X)
-    around = fit(over_mesh(mean), "1GiB")
-    chex.assert_trees_all_close(jax.grad(around)(WS, X), jax.grad(layers)(WS, X), rtol=1e-4, atol=1e-7)
+        jax.jit(jax.grad(over_mesh(fit(mean, 0.5))))(WS, X)
+    ours, theirs = (jax.jit(jax.grad(f))(WS, X) for f in (fit(over_mesh(mean), "1GiB"), layers))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_as_a_method_and_with_other_numbers():
