@@ -210,16 +210,11 @@ _TRACED = re.compile(r"tracing the function (\S+) at (.+?):(\d+)")
 def _tracers(call: Callable[[], None]) -> list[Leak]:
     """From JAX's own check: every function is traced anew, and must have let go of its values in the end."""
     gc.collect()
-    try:
-        # Metadata that no program had before: whatever JAX has traced already is traced again.
-        with jax.checking_leaks(), set_xla_metadata(leak_check=next(_checks)):
-            call()
-    except Exception as error:  # JAX raises no narrower class
-        told = str(error)
-        if not told.startswith("Leaked"):
-            raise
-    else:
+    with _collecting_only_what_is_new():
+        told = _told_of_tracers(call)
+    if told is None:
         return []
+    told = _told_of_tracers(call) or told  # who holds them is looked up among all objects
     what = sorted(set(re.findall(r"^\w*Tracer\S*?\((\S+?)\)", told, re.MULTILINE)))
     place = _TRACED.search(told)
     held = [line for line in told.splitlines() if "is referred to by" in line]
@@ -239,6 +234,18 @@ def _tracers(call: Callable[[], None]) -> list[Leak]:
             remedy="Return it instead of storing it from inside a traced function; for printing, `jax.debug.callback`.",
         )
     ]
+
+
+def _told_of_tracers(call: Callable[[], None]) -> str | None:
+    try:
+        # Metadata that no program had before: whatever JAX has traced already is traced again.
+        with jax.checking_leaks(), set_xla_metadata(leak_check=next(_checks)):
+            call()
+    except Exception as error:  # JAX raises no narrower class
+        if not str(error).startswith("Leaked"):
+            raise
+        return str(error)
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------- retraces

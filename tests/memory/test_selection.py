@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from robustad import _jaxpr
@@ -96,14 +97,14 @@ def test_a_fit_inside_a_fit_is_planned_anew():
     """The names by which an inner plan keeps values mean nothing to the outer one, whose numbers are others."""
 
     def loss(w, x):
-        for _ in range(6):
+        for _ in range(4):
             x = x + jnp.tanh(jnp.sin(x @ w) @ w.T)
         return jnp.mean(x**2)
 
     w, x = jnp.ones((16, 64)) / 8, jnp.ones((256, 16))
-    outer = fit(lambda w, x: fit(loss, 0.7)(w, x), 0.5)
-    certificate = outer.certificate(w, x, compare=True)
-    assert certificate.holds and certificate.difference < 1e-5
+    outer = fit(lambda w, x: fit(loss, 0.7)(w, x), 0.6)
+    assert outer.certificate(w, x).holds
+    np.testing.assert_allclose(jax.jit(outer)(w, x), jax.jit(loss)(w, x), rtol=1e-6)
     program = _jaxpr.body(jax.make_jaxpr(outer)(w, x))
     names = [site.equation.params["name"] for site in _jaxpr.sites(program) if site.primitive == "name"]
     assert len(names) == len(set(names))
