@@ -78,9 +78,13 @@ def scanned_transformer(wrap: Wrap) -> Callable[..., Any]:
     return loss
 
 
+def block_shapes(width: int) -> dict[str, tuple[int, int]]:
+    return {name: (width, width) for name in "qkvo"} | {"up": (width, 4 * width), "down": (4 * width, width)}
+
+
 def transformer_arguments(size: int) -> tuple[Any, Any]:
     layers, width, vocabulary, length = 4 * size, 32 * size, 64, 32 * size
-    shapes = {name: (width, width) for name in "qkvo"} | {"up": (width, 4 * width), "down": (4 * width, width)}
+    shapes = block_shapes(width)
     blocks = [{k: _normal(hash_of(i, k), *s) for k, s in shapes.items()} for i in range(layers)]
     tokens = np.random.default_rng(0).integers(0, vocabulary, (4, length + 1))
     p = {"embedding": _normal(1, vocabulary, width), "blocks": blocks, "out": _normal(2, width, vocabulary)}
@@ -89,7 +93,7 @@ def transformer_arguments(size: int) -> tuple[Any, Any]:
 
 def transformer_shapes(layers: int, width: int = 32, vocabulary: int = 64, length: int = 32) -> tuple[Any, Any]:
     """The shapes of the arguments of one with many layers."""
-    shapes = {name: (width, width) for name in "qkvo"} | {"up": (width, 4 * width), "down": (4 * width, width)}
+    shapes = block_shapes(width)
     blocks = [{k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()} for _ in range(layers)]
     ends = {"embedding": (vocabulary, width), "out": (width, vocabulary)}
     p = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in ends.items()} | {"blocks": blocks}

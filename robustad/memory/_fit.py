@@ -165,9 +165,7 @@ def _run_segment(
     moved = [v for v in read if _jaxpr.is_inexact(program.avals[v]) and v not in program.inputs]
     small = [v for v in read if not _jaxpr.is_inexact(program.avals[v]) and _jaxpr.nbytes(program.avals[v]) <= SMALL]
     before = {v: values[v] for v in (*moved, *small)}
-    if (
-        segment.start > 0
-    ):  # else random numbers, say, may be drawn for all segments at once, as they wait for keys alone
+    if segment.start > 0:  # else random numbers may be drawn for all segments at once: they wait for keys alone
         values.update((v, after(values[v], [values[u] for u in moved])) for v in small)
     if segment.start > 0 and not segment.plain:
         values.update(zip(moved, tied([values[v] for v in moved])))
@@ -199,7 +197,7 @@ class Search:
         self.planner = Planner(call.flat, call.moved)
         n = len(call.flat.steps)
         nothing = Plan((Segment(0, n, True, frozenset(), 0, 0, 0, 0),), 0, 0)
-        self.unplanned = self._compiled(nothing, 0)
+        self.unplanned = self._compiled(nothing)
 
     def fit(self, budget: int | float) -> _Fit:
         self.budget = int(budget * self.unplanned.measured) if isinstance(budget, float) else budget
@@ -265,7 +263,7 @@ class Search:
         """The model's bytes of a plan that would measure just below the budget, if the model is as wrong as for `one`."""
         return one.plan.peak * GOAL * self.budget / max(1, one.measured)
 
-    def _compiled(self, plan: Plan, predicted: int) -> _Outcome:
+    def _compiled(self, plan: Plan, predicted: int | None = None) -> _Outcome:
         call = self.call
 
         def value(*arrays: Any) -> Any:
@@ -276,7 +274,7 @@ class Search:
         traced = jax.jit(jax.value_and_grad(value, tuple(call.moved), has_aux=True)).trace(*specs)
         program = _jaxpr.body(traced.jaxpr)
         measured = temporaries(traced.lower().compile())
-        return _Outcome(plan, predicted, measured, program_flops(program))
+        return _Outcome(plan, measured if predicted is None else predicted, measured, program_flops(program))
 
     def _refusal(self, tried: Sequence[_Outcome]) -> InfeasibleBudget:
         best = min([*tried, self.unplanned], key=lambda one: one.measured)

@@ -95,7 +95,7 @@ class Planner:
         return Plan(tuple(reversed(segments)), sum(s.flops for s in segments), peak)
 
     def least(self) -> int:
-        """The smallest budget, within a percent, for which there is a plan."""
+        """The smallest budget, within two percent, for which there is a plan."""
         free = self.cut(math.inf)
         low, high = 0.0, float(free.peak if free else 1)
         while high - low > 0.02 * high:

@@ -94,9 +94,11 @@ def _computes_again(program: Any, wanted: Sequence[int]) -> bool:
     steps = flat(_jaxpr.body(program), opened=plain_call)
     moves = {steps.inputs[i] for i in wanted}
     for step in steps.steps:
-        if not moves.intersection(v for v in step.operands if v is not None) or _jaxpr.control(step.equation):
+        operands = {v for v in step.operands if v is not None}
+        if _jaxpr.control(step.equation) or (operands and not operands & moves):
             return True
-        moves.update(step.results)
+        if operands:
+            moves.update(step.results)
     return False
 
 

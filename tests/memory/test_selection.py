@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from robustad import _jaxpr
 from robustad.memory import checkpoint, fit
@@ -36,17 +35,19 @@ def test_the_optimum_is_that_of_all_selections():
     made = [v for step in CALL.flat.steps for v in step.results if MODEL.root[v] == v]
     assert len(made) <= 14
     segments = [whole(set(chosen)) for n in range(len(made) + 1) for chosen in itertools.combinations(made, n)]
+    better = False
     bare, peaks = whole(set()), sorted(s.inside for s in segments)
     for budget in (peaks[0], *peaks[:: len(peaks) // 6], peaks[-1]):
         least = min(s.flops for s in segments if s.inside <= budget)
         if bare.inside > budget:
             continue
         found = refined(MODEL, Plan((bare,), bare.flops, bare.inside), budget)
+        better |= found.flops < bare.flops
         assert found.flops <= least + 0.011 * MODEL.forward_flops and found.peak <= budget
+    assert better
 
 
-@pytest.mark.parametrize("share", [0.8, 0.6, 0.45])
-def test_a_plan_becomes_no_worse(share):
+def test_plans_become_no_worse():
     def deep(ws, x):
         for w in ws:
             x = x + jnp.tanh(jnp.sin(x @ w) @ w.T)
@@ -54,10 +55,11 @@ def test_a_plan_becomes_no_worse(share):
 
     call = Call(deep, 0, False, ([jnp.ones((16, 64))] * 8, jnp.ones((64, 16))), {})
     planner = Planner(call.flat, call.moved)
-    budget = share * planner.cut(math.inf).peak
-    plan, better = planner.cut(budget), planner.plan(budget)
-    assert better.flops <= plan.flops and better.peak <= budget
-    assert [(s.start, s.stop) for s in better.segments] == [(s.start, s.stop) for s in plan.segments]
+    for share in (0.8, 0.6, 0.45):
+        budget = share * planner.cut(math.inf).peak
+        plan, better = planner.cut(budget), planner.plan(budget)
+        assert better.flops <= plan.flops and better.peak <= budget
+        assert [(s.start, s.stop) for s in better.segments] == [(s.start, s.stop) for s in plan.segments]
 
 
 def test_a_selection_of_so_many_bytes_does_the_fewest_operations_again():
@@ -107,4 +109,4 @@ def test_a_fit_inside_a_fit_is_planned_anew():
     np.testing.assert_allclose(jax.jit(outer)(w, x), jax.jit(loss)(w, x), rtol=1e-6)
     program = _jaxpr.body(jax.make_jaxpr(outer)(w, x))
     names = [site.equation.params["name"] for site in _jaxpr.sites(program) if site.primitive == "name"]
-    assert len(names) == len(set(names))
+    assert names and len(names) == len(set(names))
