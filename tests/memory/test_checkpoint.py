@@ -89,7 +89,9 @@ def test_the_policy_decides_what_is_kept():
         temporaries(gradient(checkpoint(layer, policy=policy)), *args)
         for policy in (None, save_primitives("dot_general"), jax.checkpoint_policies.everything_saveable)
     )
-    assert nothing < dots < everything < 1.1 * temporaries(gradient(layer), *args)
+    assert nothing < dots < everything
+    if not _jaxpr.XLA_KEEPS_BARRIERS:  # else this is `jax.checkpoint`, whose barriers hold whatever is kept
+        assert everything < 1.1 * temporaries(gradient(layer), *args)
 
 
 def test_many_cotangents_recompute_once():
