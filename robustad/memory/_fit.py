@@ -205,18 +205,17 @@ class Search:
             return _Fit(self.unplanned, self.unplanned, self.budget, 0, {})
         free = self.planner.plan(float("inf"))
         assert free is not None
+        self.unplanned = dataclasses.replace(self.unplanned, plan=free)  # by the model, the same bytes
         aim = self.budget * free.peak / max(1, self.unplanned.measured)
-        correction = self.unplanned.measured / max(1, free.peak)
         tried: list[_Outcome] = []
         while len(tried) < ATTEMPTS:
             plan = self._next(aim, tried)
             if plan is None:
                 break
-            one = self._compiled(plan, int(correction * plan.peak))
+            one = self._compiled(plan, self._corrected(plan, tried))
             tried.append(one)
             told = (len(tried), readable(one.measured), readable(self.budget), readable(one.predicted))
             log.info("plan %d: %s of %s, predicted %s", *told)
-            correction = one.measured / max(1, one.plan.peak)
             if self._is_good(one):
                 break
             aim = self._aim(tried)
@@ -250,14 +249,22 @@ class Search:
     def _aim(self, tried: Sequence[_Outcome]) -> float:
         """The model's bytes for which the measured ones should come to just below the budget."""
         below = max((one for one in tried if one.measured <= self.budget), key=lambda one: one.measured, default=None)
-        above = min((one for one in tried if one.measured > self.budget), key=lambda one: one.measured, default=None)
-        if below and above and below.plan.peak < above.plan.peak:
+        over = [one for one in (self.unplanned, *tried) if one.measured > self.budget]
+        above = min(over, key=lambda one: one.measured)
+        if below and below.plan.peak < above.plan.peak:
             share = (GOAL * self.budget - below.measured) / (above.measured - below.measured)
-            return below.plan.peak + min(0.9, max(0.1, share)) * (above.plan.peak - below.plan.peak)
+            least = 0.0 if above is self.unplanned else 0.1
+            return below.plan.peak + min(0.9, max(least, share)) * (above.plan.peak - below.plan.peak)
         aim = sum(map(self._scaled, tried)) / len(tried)
         if below:
             return aim
         return min(aim, min(one.plan.peak for one in tried) * (1 - 0.03 * len(tried)))  # further down each time
+
+    def _corrected(self, plan: Plan, tried: Sequence[_Outcome]) -> int:
+        """The bytes that a plan should measure: between those measured of plans that the model puts below and above it."""
+        points = sorted((one.plan.peak, one.measured) for one in (self.unplanned, *tried))
+        peaks, measured = zip((0, 0), *points)
+        return int(np.interp(plan.peak, peaks, measured))
 
     def _scaled(self, one: _Outcome) -> float:
         """The model's bytes of a plan that would measure just below the budget, if the model is as wrong as for `one`."""
