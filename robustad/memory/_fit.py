@@ -103,6 +103,12 @@ class _Fit:
     """Of the loops in the program."""
 
 
+def between(outcomes: Sequence[_Outcome], peak: int) -> int:
+    """The bytes to expect of a plan with `peak` by the model: between those measured of plans with less and with more."""
+    peaks, measured = zip((0, 0), *sorted((one.plan.peak, one.measured) for one in outcomes))
+    return int(np.interp(peak, peaks, measured))
+
+
 class Call(GradientCall):
     """A call as a flat program of its arrays and of those that the function closes over."""
 
@@ -212,7 +218,7 @@ class Search:
             plan = self._next(aim, tried)
             if plan is None:
                 break
-            one = self._compiled(plan, self._corrected(plan, tried))
+            one = self._compiled(plan, between([self.unplanned, *tried], plan.peak))
             tried.append(one)
             told = (len(tried), readable(one.measured), readable(self.budget), readable(one.predicted))
             log.info("plan %d: %s of %s, predicted %s", *told)
@@ -259,12 +265,6 @@ class Search:
         if below:
             return aim
         return min(aim, min(one.plan.peak for one in tried) * (1 - 0.03 * len(tried)))  # further down each time
-
-    def _corrected(self, plan: Plan, tried: Sequence[_Outcome]) -> int:
-        """The bytes that a plan should measure: between those measured of plans that the model puts below and above it."""
-        points = sorted((one.plan.peak, one.measured) for one in (self.unplanned, *tried))
-        peaks, measured = zip((0, 0), *points)
-        return int(np.interp(plan.peak, peaks, measured))
 
     def _scaled(self, one: _Outcome) -> float:
         """The model's bytes of a plan that would measure just below the budget, if the model is as wrong as for `one`."""

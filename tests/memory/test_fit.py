@@ -18,10 +18,11 @@ from jax import lax
 
 from robustad import _jaxpr
 from robustad.memory import InfeasibleBudget, checkpoint, checkpointed_scan, fit, pareto
-from robustad.memory._fit import Call
+from robustad.memory._fit import Call, _Outcome, between
 from robustad.memory._flat import flat, plain_call
 from robustad.memory._flops import program_flops
 from robustad.memory._plan import Planner
+from robustad.memory._segments import Plan
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 WORKLOADS = {w.name: w for w in importlib.import_module("memory_workloads").WORKLOADS}
@@ -123,6 +124,13 @@ def test_what_is_impossible_is_refused_with_the_least():
         jax.grad(fit(layers, 0.01))(WS, X)
     assert 0.1 * UNPLANNED < caught.value.least < 0.6 * UNPLANNED
     assert fit(layers, math.ceil(1.1 * caught.value.least)).certificate(WS, X).holds
+
+
+def test_what_is_predicted_lies_between_what_was_measured():
+    outcomes = [_Outcome(Plan((), 0, peak), 0, measured, 0) for peak, measured in ((800, 1000), (400, 440), (600, 750))]
+    assert [between(outcomes, peak) for peak in (200, 400, 500, 700)] == [220, 440, 595, 875]
+    certificate = fit(layers, 0.35).certificate(WS, X)
+    assert abs(certificate.predicted / certificate.measured - 1) < 0.05
 
 
 def test_pareto():
