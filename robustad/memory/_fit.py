@@ -25,6 +25,7 @@ from robustad.memory._flat import Flat, Step, flat, plain_call
 from robustad.memory._flops import program_flops
 from robustad.memory._gradient import GradientCall, spec, temporaries
 from robustad.memory._loops import Way, numbered, run
+from robustad.memory._opened import without_checkpoints
 from robustad.memory._plan import Planner
 from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
 from robustad.memory._segments import Plan, Segment
@@ -126,7 +127,7 @@ class Call(GradientCall):
                 "ordered prints and writes to references out of it; `jax.debug.print` may stay."
             )
         self.consts = list(consts)
-        self.body = _jaxpr.body(traced)
+        self.body = _jaxpr.body(without_checkpoints(traced))
         self.flat: Flat = flat(self.body, opened=plain_call)
         self.digest = hashlib.sha256(_ADDRESS.sub("", str(traced)).encode()).digest()
         self.moved = [len(self.consts) + k for k in self.differentiated]
@@ -353,12 +354,13 @@ class Fitted:
 
     def _found(self, call: Call) -> _Fit:
         # Under `jit` shardings are not known: what was planned for the same program with some holds.
-        placed = (call.digest, tuple(map(str, call.specs)))
-        keys = [placed, call.digest] if any(map(_jaxpr.is_traced, call.arrays)) else [placed]
+        program = (call.digest, tuple(call.differentiated))
+        placed = (*program, tuple(map(str, call.specs)))
+        keys = [placed, program] if any(map(_jaxpr.is_traced, call.arrays)) else [placed]
         for key in keys:
             if key in self._known:
                 return self._known[key]
-        found = self._known[placed] = self._known[call.digest] = Search(call).fit(self._budget)
+        found = self._known[placed] = self._known[program] = Search(call).fit(self._budget)
         return found
 
     def _difference(self, args: Any, kwargs: Any) -> float:
@@ -384,11 +386,12 @@ def fit(
     The program of `f` is cut into segments, and in each some results are kept and the others computed again in the backward
     pass. The plan is compiled, its bytes are read, and it is corrected until the *measured* temporaries of `value_and_grad`
     are within the budget: at most four plans for arguments of the same shapes. Arguments and results are not counted (see
-    `report`). The budget holds for a call that is not batched; `vmap` multiplies it.
+    `report`). The budget holds for a call that is not batched; `vmap` multiplies it. It is kept by `value_and_grad` by
+    itself: as a part of a larger program, with donated arguments, or without the value, XLA may lay out a few percent more.
 
     Gradients are those of `f`: random numbers come from keys and are drawn again, rules of `custom_jvp` and `custom_vjp` are
-    kept, `jax.checkpoint`s in `f` are replaced by the plan. Loops are recomputed iteration by iteration, in blocks, or
-    from few states by the schedule of `checkpointed_scan`.
+    kept, `jax.checkpoint`s in `f` are replaced by the plan, also in loops, which are recomputed iteration by iteration, in
+    blocks, or from few states by the schedule of `checkpointed_scan`.
 
     With sharded arguments the bytes are those of a device. Under `jit` JAX does not tell shardings: call `certificate` with
     the sharded arguments first, and its plan is used. Put `fit` around `shard_map`, not inside.

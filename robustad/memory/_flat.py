@@ -7,6 +7,9 @@ from typing import Any
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Equation, Location, Path, ShardMap, Site
 
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"})
+CHECKPOINTS = frozenset({"remat2", "checkpoint", "checkpointed"})
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
@@ -63,8 +66,7 @@ def any_call(eqn: Equation) -> Body | None:
 
 def plain_call(eqn: Equation) -> Body | None:
     """The program of a call that means no more than its equations; of a checkpoint too, which a plan takes over."""
-    names = ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "checkpointed")
-    if eqn.primitive.name not in names:
+    if eqn.primitive.name not in CALLS | CHECKPOINTS:
         return None
     placed = (*eqn.params.get("in_shardings", ()), *eqn.params.get("out_shardings", ()))
     return None if any(map(_jaxpr.is_specified, placed)) else any_call(eqn)

@@ -435,6 +435,34 @@ def test_the_plan_of_another_program_is_not_run():
         assert "HIGHEST" in str(jax.make_jaxpr(lambda w: small(w, x))(w))
 
 
+def test_the_plan_of_other_differentiated_leaves_is_not_run():
+    def of_two(moved, still, x):
+        return layers([*moved, *still], x)
+
+    small = fit(of_two, 0.5)
+    few, many = (small.certificate(WS[:n], WS[n:], X) for n in (1, 6))
+    assert many.unplanned > few.unplanned and many.budget > few.budget
+
+
+def test_checkpoints_in_the_body_of_a_scan_are_taken_over():
+    ws, x = jnp.stack(WS) / 4, X[:64]
+
+    def loss(wrap):
+        def body(x, pair):
+            def inner(x, w):
+                return x + jnp.tanh(jnp.sin(x @ w) @ w.T), x.sum()
+
+            x, y = lax.scan(wrap(inner), x, pair)
+            return x, y.sum()
+
+        return lambda ws, x: sum(map(jnp.sum, lax.scan(body, x, ws.reshape(4, 2, *ws.shape[1:]))))
+
+    plainly, wrapped = (fit(loss(wrap), 0.5).certificate(ws, x, compare=True) for wrap in (plain, jax.checkpoint))
+    assert temporaries(loss(jax.checkpoint), ws, x) < 0.9 * temporaries(loss(plain), ws, x)
+    assert (wrapped.unplanned, wrapped.measured) == (plainly.unplanned, plainly.measured)
+    assert wrapped.holds and wrapped.difference < 1e-5
+
+
 def test_no_array_of_a_call_is_held():
     small = fit(layers, 0.5)
     x = jnp.ones((211, 32))  # a shape that no other test has
