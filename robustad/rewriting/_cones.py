@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from robustad.rewriting._demand import Demand, boolean
 from robustad.rewriting._graph import Step, Term, scalar, widens
 from robustad.rewriting._norms import norm_of, radius_and_turn
 from robustad.rewriting._report import Rewrite
@@ -22,6 +23,7 @@ from robustad.rewriting.expressions._error_free import has_error_free
 from robustad.rewriting.expressions._evaluation import evaluate
 from robustad.rewriting.expressions._expression import Expr, const, nodes, select, var
 from robustad.rewriting.expressions._radial import is_smooth
+from robustad.rewriting.expressions._reads import Case, reads
 from robustad.rewriting.expressions._region import Radii, Slopes, region
 from robustad.rewriting.expressions._text import text
 
@@ -208,7 +210,31 @@ def _step(
     return Step.of(
         "stable", fitted(run, like.aval), operands, like.aval,
         origin=like.step.origin, rewrite=first, inside=tuple(rest), elementwise=True, masked=masked,
+        reads=() if radii else _reads(plain, operands, like.shape),
     )  # fmt: skip
+
+
+def _reads(plain: Expr, operands: Sequence[Term], shape: tuple[int, ...]) -> tuple[Demand, ...]:
+    """The cases in which a region reads its operands, by the selects that the user wrote."""
+    whole = {i for i, t in enumerate(operands) if jnp.issubdtype(t.dtype, jnp.integer)}
+    known = reads(plain, whole)
+    dtype = jnp.result_type(jnp.float32, *(t.dtype for t in operands if t.floating))
+    made: dict[Expr, Term] = {}
+
+    def term(condition: Expr) -> Term:
+        if condition not in made:
+
+            def run(*arrays: Array) -> Array:
+                return evaluate(condition, [jnp.broadcast_to(x, shape) for x in arrays], dtype)
+
+            made[condition] = boolean("case", run, operands, shape)
+        return made[condition]
+
+    def literals(case: Case) -> frozenset[tuple[Term, bool]]:
+        return frozenset((term(condition), value) for condition, value in case)
+
+    found = (known.get(i, frozenset()) for i in range(len(operands)))
+    return tuple(None if cases is None else frozenset(map(literals, cases)) for cases in found)
 
 
 def _rounded_once(e: Expr) -> tuple[Firing, ...]:

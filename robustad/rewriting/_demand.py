@@ -6,6 +6,7 @@ too wide: what cannot be told is demanded.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -111,6 +112,8 @@ class Demands:
             low, x, high = step.operands
             outside = self._boolean("outside", lambda lo, y, hi: (y < lo) | (y > hi), (low, x, high), shape)
             return [None, both(demand, (outside, False)), None]
+        if any(cases is not None for cases in step.reads):
+            return [self._read(demand, cases, shape, t) for cases, t in zip(step.reads, step.operands, strict=True)]
         if demand is None:
             return [None] * len(step.operands)
         if step.elementwise:
@@ -136,6 +139,15 @@ class Demands:
                 self._made[key] = boolean("eq", lambda w: w == k, [which], which.shape)
             new = both(demand, (self._made[key], True))
         return self._shrunk(new, shape, case)
+
+    def _read(self, demand: Demand, cases: Demand, shape: tuple[int, ...], operand: Term) -> Demand:
+        """The demand of an operand that only matters in some cases."""
+        if cases is None:
+            return self._shrunk(demand, shape, operand)
+        found = NEVER
+        for case in cases:
+            found = either(found, functools.reduce(both, case, demand))
+        return self._shrunk(found, shape, operand)
 
     def _shrunk(self, demand: Demand, shape: tuple[int, ...], operand: Term) -> Demand:
         """The demand of an operand that is repeated along axes where it has size 1."""

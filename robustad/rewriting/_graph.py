@@ -35,6 +35,8 @@ class Step:
     safe: where a replacement that is elementwise may be computed if nothing demands it.
     inside, untouched: what was replaced in its bodies, or with it, and what was left alone there.
     masked: what makes it of operands and a mask: the same where the mask holds, without derivative elsewhere.
+    reads: for each operand, the cases in which an element of it matters, conjunctions of boolean terms with their values;
+        None: in all. Empty where that is not known.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Step:
     inside: tuple[Rewrite, ...] = ()
     untouched: tuple[Untouched, ...] = ()
     masked: "Callable[[Sequence[Term], Term], Term] | None" = None
+    reads: "tuple[frozenset[frozenset[tuple[Term, bool]]] | None, ...]" = ()
     outputs: "tuple[Term, ...]" = ()
 
     @staticmethod
@@ -69,7 +72,7 @@ class Step:
         """The same computation on other operands, or with something `changed`."""
         told = {
             f: getattr(self, f)
-            for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "untouched", "masked")
+            for f in ("equation", "origin", "rewrite", "elementwise", "safe", "inside", "untouched", "masked", "reads")
         } | changed
         run = told.pop("run", self.run)
         step = Step(self.name, tuple(operands), run, **told)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive, jaxpr_as_fun
@@ -90,9 +91,7 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
         return jax.tree.leaves(self(*args))
 
     def _on_leaves(self, static: tuple[Any, ...], tree: Any, primals: Sequence[Any], tangents: Sequence[Any]):
-        # JAX hands over the literals of a program as Python numbers that know their dtype.
-        with jax.enable_x64(True):  # pyright: ignore[reportAttributeAccessIssue]
-            primals = [jnp.asarray(p, getattr(p, "dtype", None)) if isinstance(p, int | float) else p for p in primals]
+        primals = [_as_array(p) if isinstance(p, int | float) else p for p in primals]
         if not self._symbolic_zeros:
             tangents = [ad.instantiate_zeros(t) for t in tangents]
         tangents = [SymbolicZero(t.aval) if type(t) is ad.Zero else t for t in tangents]
@@ -100,6 +99,15 @@ class custom_jvp:  # noqa: N801 (it stands where jax.custom_jvp stood)
         return jax.tree.leaves(outputs), [
             ad.Zero(t.aval) if isinstance(t, SymbolicZero) else t for t in jax.tree.leaves(steps)
         ]
+
+
+def _as_array(number: int | float) -> Array:
+    """A user's number, or a literal of a program, which JAX hands over as a Python number that knows its dtype."""
+    dtype = None if isinstance(number, np.generic) else getattr(number, "dtype", None)
+    if dtype is None:
+        return jnp.asarray(number)
+    with jax.enable_x64(True):  # pyright: ignore[reportAttributeAccessIssue]
+        return jnp.asarray(number, dtype)
 
 
 @_call.def_impl

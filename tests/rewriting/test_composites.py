@@ -122,6 +122,8 @@ def test_singular_points(compiled):
     )
     lows = jnp.array([-jnp.inf, -jnp.inf])
     np.testing.assert_array_equal(gradient(lambda x: jnp.logaddexp(x, lows), lows), zero)
+    for f, curvature in ((lambda x: jnp.logaddexp(x, -x), 1.0), (lambda x: jnp.logaddexp(2 * x + 1, 1.0), 1.0)):
+        np.testing.assert_allclose(jax.hessian(twinned(f))(0.0), curvature, rtol=1e-6)  # where the arguments are equal
     assert gradient(special.entr, 0.0) == jnp.inf
     assert gradient(lambda y: special.xlogy(0.0, y), 0.0) == 0
     assert np.isnan(jax.grad(jnp.linalg.norm)(zero)).all() and np.isnan(jax.grad(jnp.std)(jnp.ones(2))).all()

@@ -162,3 +162,66 @@ def test_weights_of_a_mixture():
     np.testing.assert_allclose(jax.grad(rad.stabilize(f))(w), slope, rtol=1e-6, atol=1e-37)
     hessian = jax.jit(jax.hessian(rad.stabilize(f)))(w)
     np.testing.assert_allclose(hessian, -np.outer(slope, slope), rtol=1e-5, atol=1e-37)
+
+
+def lennard_jones(r):
+    return r**-12.0 - r**-6.0
+
+
+def of_pairs(x):
+    r = jnp.linalg.norm(x[:, None] - x[None], axis=-1)
+    return jnp.sum(jnp.where(jnp.eye(len(x)) > 0, 0.0, lennard_jones(r)))
+
+
+# The mask is another variable, or the distance itself.
+UNTAKEN = {
+    "pairs": (of_pairs, [[1.0, 2.0], [2.0, 2.0], [0.5, 1.0]]),
+    "equal to 0": (lambda x: (lambda r: jnp.where(r == 0, 0.0, lennard_jones(r)))(jnp.linalg.norm(x)), [0.0, 0.0]),
+    "not 0": (lambda x: (lambda r: jnp.where(r != 0, 1 / r - jnp.exp(-r) / r, 1.0))(_by_hand(x)), [0.0, 0.0]),
+    "a small distance": (
+        lambda x: (lambda r: jnp.where(r > 1e-3, jnp.sin(r) / r, 1 - r * r / 6))(jnp.linalg.norm(x)),
+        [0.0, 0.0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNTAKEN)
+def test_a_region_reads_a_distance_in_one_branch(name):
+    f, point = UNTAKEN[name]
+    x = jnp.array(point)
+    hessian = jax.jit(jax.hessian(rad.stabilize(f)))(x)
+    assert np.isnan(jax.hessian(f)(x)).any()
+    if name == "pairs":
+        others = [
+            lambda x, i=i, j=j: lennard_jones(jnp.linalg.norm(x[i] - x[j]))
+            for i in range(3)
+            for j in range(3)
+            if i != j
+        ]
+        want = sum(jax.hessian(g)(x) for g in others)
+    else:
+        want = -np.eye(2) / 3 if name == "a small distance" else np.zeros((2, 2))
+    np.testing.assert_allclose(hessian, want, rtol=2e-5, atol=1e-5)
+
+
+def test_what_decides_is_read_as_it_is():
+    def f(a, b):
+        x = jnp.sum(a * b, -1)
+        return jnp.where(x > 0, jnp.sqrt(x + 1) - jnp.sqrt(x), 5.0)
+
+    a, b = jnp.array([[1.0, 2.0], [-1.0, -2.0]]), jnp.ones((2, 2))
+    np.testing.assert_allclose(rad.stabilize(f)(a, b), f(a, b), rtol=1e-6)
+
+
+def test_the_anchor_of_a_contrastive_loss():
+    p, n = jnp.array([1.0, 2.0001]), jnp.array([-1.0, 0.5])
+
+    def cosine(u, v):
+        return jnp.sum(u * v) / (jnp.linalg.norm(u) * jnp.linalg.norm(v))
+
+    def loss(a):
+        near, far = (jnp.exp(cosine(a, v) / 0.1) for v in (p, n))
+        return -jnp.log(near / (near + far))
+
+    a = jnp.array([1.0, 2.0])
+    np.testing.assert_allclose(jax.hessian(rad.stabilize(loss))(a), exact(loss, a)[2], rtol=2e-3)

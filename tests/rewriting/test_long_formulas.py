@@ -4,6 +4,7 @@ import functools
 import operator
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,3 +54,26 @@ def test_time(f, arity):
     plain, plain_slopes = jax.value_and_grad(f, tuple(range(arity)))(*x)
     np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-4 * np.max(np.abs(plain_slopes)))
     np.testing.assert_allclose(slopes, plain_slopes, rtol=2e-3, atol=1e-4 * np.max(np.abs(plain_slopes)))
+
+
+def test_a_power_near_1_has_its_form_once():
+    def focal(x, g):
+        return -((1 - jax.nn.sigmoid(x)) ** g) * jnp.log(jax.nn.sigmoid(x))
+
+    g = rad.stabilize(focal)
+    sizes = [e.params["formula"].stable.size for e in jax.make_jaxpr(g)(5.0, 2.0).eqns if "formula" in e.params]
+    assert max(sizes) < 100
+    with jax.enable_x64(True):
+        want = jax.hessian(lambda x, g: jax.nn.sigmoid(-x) ** g * jax.nn.softplus(-x), (0, 1))(
+            np.float64(5), np.float64(2)
+        )
+    chex.assert_trees_all_close(jax.hessian(g, (0, 1))(5.0, 2.0), want, rtol=1e-6)
+    assert not np.any(np.isnan(jax.hessian(g, (0, 1))(50.0, 2.0)))
+
+
+def test_constants_stay_in_the_range_of_float64():
+    def boys(x):  # the numbers of its series' denominators grow without bound
+        return (jnp.sqrt(jnp.pi / x) * jax.scipy.special.erf(jnp.sqrt(x)) / 2 - jnp.exp(-x)) / (2 * x)
+
+    got = [jax.grad(rad.stabilize(boys))(x) for x in (0.1, 0.5, 2.0)]
+    np.testing.assert_allclose(got, [-0.186255005, -0.140750537, -0.0529428148], rtol=1e-5)

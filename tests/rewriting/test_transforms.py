@@ -110,6 +110,18 @@ def test_a_loop_of_many_steps_is_one() -> None:
     assert jnp.isfinite(jax.grad(rad.stabilize(f))(100.0))
 
 
+@pytest.mark.parametrize("x", [1.0, np.float64(1.0), np.float32(1.0)], ids=["float", "float64", "float32"])
+def test_numbers_in_the_forward_mode_of_the_forward_mode(x: Any) -> None:
+    def f(x: Any) -> Any:
+        return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+    g = rad.stabilize(f)
+    sigmoid = 1 / (1 + np.exp(-1.0))
+    want = sigmoid * (1 - sigmoid)
+    np.testing.assert_allclose([jax.hessian(g)(x), jax.jacfwd(jax.jacfwd(g))(x)], want, rtol=1e-6)
+    assert jax.hessian(g)(x).dtype == jnp.float32
+
+
 def test_arguments_of_all_kinds() -> None:
     @rad.stabilize
     def f(p: Any, n: int, mode: str, *, scale: Any) -> Any:

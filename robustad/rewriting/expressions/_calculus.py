@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from robustad.rewriting.expressions._derivative import derivative, has_derivative
 from robustad.rewriting.expressions._differences import angle
@@ -18,6 +19,7 @@ from robustad.rewriting.expressions._expression import (
     Expr,
     add,
     call,
+    neg,
     nodes,
     rebuilt,
     select,
@@ -44,6 +46,7 @@ from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
 _BETTER = 0.5  # what a form must save of the hazard
+_EXTREME = 700  # from that many bits on, products of constants may leave the range of float64
 
 
 _recent: collections.deque[Expr] = collections.deque(maxlen=1000)  # what was found of these is remembered
@@ -139,7 +142,7 @@ def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:
 
 def better(*forms: Expr) -> Expr:
     """Of two forms of the same, made stable, the one that leaves less hazard and is defined at more points."""
-    candidates = [_Pass().whole(e if k == 0 else meant(e)) for k, e in enumerate(forms)]
+    candidates = [_Pass().whole(complemented(e) if k == 0 else meant(complemented(e))) for k, e in enumerate(forms)]
     if candidates[0].expr is candidates[-1].expr:
         return _angles(candidates[0].expr)
 
@@ -150,6 +153,19 @@ def better(*forms: Expr) -> Expr:
     return _angles(candidates[min((0, 1), key=cost)].expr)
 
 
+def complemented(e: Expr) -> Expr:
+    """1 - logistic(u) as logistic(-u), before a common denominator is looked for, which would keep it as it is."""
+    changes: dict[Expr, Expr] = {}
+    for n in nodes(e):
+        args = tuple(changes[a] for a in n.args)
+        changes[n] = rebuilt(n, args)
+        if n.op == "sub" and args[0] is ONE and args[1].op == "logistic":
+            changes[n] = call("logistic", neg(args[1].args[0]))
+        elif n.op == "sub" and args[1] is ONE and args[0].op == "logistic":
+            changes[n] = neg(call("logistic", neg(args[0].args[0])))
+    return changes[e]
+
+
 class _Pass:
     """One walk over an expression, which notes what it replaces."""
 
@@ -158,12 +174,14 @@ class _Pass:
         self.hazards = 0.0
         self.memo: dict[tuple[Expr, object], Expr] = {}
         self.done: set[Expr] = set()  # sums and products that a rule made
-        self.logarithms: dict[Expr, list[tuple[object, ...]]] = {}  # the cases in which a form of them was looked for
+        self.own: dict[Expr, list[tuple[object, ...]]] = {}  # the cases in which a form of these was looked for
 
     def whole(self, e: Expr) -> Stable:
         begin()
         try:
             form = self.form(hoisted(e), 0)
+            if _extremes(form) - _extremes(e):
+                raise OverflowError
         except (TooLong, OverflowError, RecursionError):  # a formula that nothing is worth looking for in
             return Stable(e, math.inf, ())
         if self.firings:
@@ -188,9 +206,9 @@ class _Pass:
         return self.form(hoisted(after), depth + 1)
 
     def _is_of_own_form(self, e: Expr) -> bool:
-        """Whether a logarithm is a case of its own form, or stands within a case in which it has none."""
+        """Whether a logarithm or power is a case of its own form, or stands within a case in which it has none."""
         here = conditions()
-        return any(here[: len(case)] == case for case in self.logarithms.get(e, ()))
+        return any(here[: len(case)] == case for case in self.own.get(e, ()))
 
     def children(self, e: Expr, depth: int) -> Expr:
         if not e.args:
@@ -212,8 +230,9 @@ class _Pass:
                 with where(condition, True):
                     yes = self.form(yes, depth)
                 return rebuilt(e, (self.form(condition, depth), no, yes))
-            case "pow" if e not in self.done:
+            case "pow" if e not in self.done and not self._is_of_own_form(e):
                 better = power_near_one(e)
+                self.own.setdefault(e, []).append(conditions())
                 if better is not None:
                     return self.fired("power near 1", e, self.made(e, better, depth, ("log", "log1p", "pow")), _POWER)
             case "sqrt" if (better := root_of_square(e)) is not None:
@@ -226,7 +245,7 @@ class _Pass:
                     )
             case "log" | "log1p" if e not in self.done and not self._is_of_own_form(e):
                 better = logarithm(e)
-                self.logarithms.setdefault(e, []).append(conditions())
+                self.own.setdefault(e, []).append(conditions())
                 if better is not None and better is not e:
                     return self.fired("logarithm", e, self.made(e, better, depth, ("log", "log1p")), _LOGARITHM)
         return self.children(e, depth)
@@ -328,6 +347,12 @@ def _log_without_weight(e: Expr) -> Expr | None:
         if log.op == "log" and log.leaves and _is_zero(weight):
             return log.args[0]
     return None
+
+
+def _extremes(e: Expr) -> set[Fraction]:
+    """The constants that are very large or very small."""
+    constants = (n.value for n in nodes(e) if n.op == "const" and isinstance(n.value, Fraction))
+    return {c for c in constants if abs(c.numerator.bit_length() - c.denominator.bit_length()) > _EXTREME}
 
 
 def _is_zero(e: Expr) -> bool:

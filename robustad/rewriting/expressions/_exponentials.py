@@ -204,7 +204,7 @@ def _reduced(p: Product) -> Product:
     """Sums that are polynomials in one exponential, factored, so that common factors cancel: (e^2x - 1)/(e^x - 1) = e^x
     + 1.
     """
-    sums = {a: s for a, _ in p[1] if (s := opened(a)) is not None and all(len(m) <= 1 for m in s)}
+    sums = {a: s for a, _ in p[1] if (s := opened(a)) and all(len(m) <= 1 for m in s)}  # without those that are 0
     atoms = {m[0][0] for s in sums.values() for m in s if m}
     if len(sums) < 2 or not all(a.op == "exp" for a in atoms):
         return p

@@ -11,10 +11,22 @@ beyond r = 1, the first form stays: there f'(r)/r may underflow where f'(r) does
 from __future__ import annotations
 
 import math
+import operator
 from fractions import Fraction
 
 from robustad.rewriting.expressions._derivative import derivative
-from robustad.rewriting.expressions._expression import ONE, ZERO, Expr, div, nodes, rational, select, substituted, var
+from robustad.rewriting.expressions._expression import (
+    ONE,
+    ZERO,
+    Expr,
+    div,
+    nodes,
+    rational,
+    rebuilt,
+    select,
+    substituted,
+    var,
+)
 from robustad.rewriting.expressions._products import TooLong, built, divided, expanded
 from robustad.rewriting.expressions._series import expansion
 
@@ -45,10 +57,40 @@ def _vanishes(slope: Expr, radius: int) -> bool:
     if slope.leaves <= {radius} and (series := expansion(slope, Fraction(0), 8)[slope]) is not None:
         return series.valuation > 0
     try:
-        at = substituted(slope, {var(radius): ZERO})
+        at = substituted(_decided(slope, radius), {var(radius): ZERO})
         return all(map(_is_regular, nodes(at))) and not expanded(at)
     except (TooLong, ZeroDivisionError):
         return False
+
+
+def _decided(e: Expr, radius: int) -> Expr:
+    """An expression without the branches that are not taken at r = 0."""
+    done: dict[Expr, Expr] = {}
+    for n in nodes(e):
+        taken = _holds(n.args[0], radius) if n.op == "select" and len(n.args) == 3 else None
+        done[n] = rebuilt(n, tuple(done[a] for a in n.args)) if taken is None else done[n.args[1 + taken]]
+    return done[e]
+
+
+_COMPARED = {
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
+}
+
+
+def _holds(condition: Expr, radius: int) -> bool | None:
+    """Whether a comparison of r with a constant holds at r = 0; None for others."""
+    if condition.op == "not":
+        held = _holds(condition.args[0], radius)
+        return None if held is None else not held
+    sides = [Fraction(0) if a is var(radius) else rational(a) for a in condition.args]
+    if condition.op not in _COMPARED or None in sides:
+        return None
+    return _COMPARED[condition.op](*sides)
 
 
 def _is_regular(n: Expr) -> bool:
@@ -62,7 +104,7 @@ def _is_regular(n: Expr) -> bool:
 
 def _over(slope: Expr, radius: int) -> Expr:
     """slope / r, without the quotient where r is a factor of every term."""
-    if slope.op == "select" and radius not in slope.args[0].leaves:
+    if slope.op == "select" and len(slope.args) == 3:
         condition, no, yes = slope.args
         return select(condition, _over(no, radius), _over(yes, radius))
     r = var(radius)

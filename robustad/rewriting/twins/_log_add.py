@@ -12,8 +12,11 @@ from ._twin import Term, constant, elementwise
 def _share(unit: float, t: Array, own: Array, other: Array) -> Array:
     """t eˣ/(eˣ + eʸ), x in a unit: none where both are -inf, half where both are inf."""
     difference = (own - other) * unit if unit != 1 else own - other
-    share = logistic(lax.select(own == other, constant(own, 0), difference))
-    return lax.select((own == other) & (own == -np.inf), constant(t, 0), t * share)
+    infinite = (own == other) & (
+        lax.abs(own) == np.inf
+    )  # finite ones that are equal still have a difference that moves
+    share = logistic(lax.select(infinite, constant(own, 0), difference))
+    return lax.select(infinite & (own < 0), constant(t, 0), t * share)
 
 
 def log_sum_terms(unit: float) -> tuple[Term, Term]:
