@@ -141,14 +141,18 @@ def stabilized_derivative(form: Expr, plain: Expr, index: int) -> Expr:
 
 
 def better(*forms: Expr) -> Expr:
-    """Of two forms of the same, made stable, the one that leaves less hazard and is defined at more points."""
+    """Of two forms of the same, made stable, the one that leaves less hazard and is defined at more points; of equals one
+    with series, for points that the samples do not have.
+    """
     candidates = [_Pass().whole(complemented(e) if k == 0 else meant(complemented(e))) for k, e in enumerate(forms)]
     if candidates[0].expr is candidates[-1].expr:
         return _angles(candidates[0].expr)
 
-    def cost(k: int) -> tuple[float, float, int]:
-        lost = 50 * undefined(candidates[k].expr, candidates[1 - k].expr)
-        return round(candidates[k].hazards + lost, 1), height(candidates[k].expr), candidates[k].expr.size
+    def cost(k: int) -> tuple[float, bool, float, int]:
+        form = candidates[k].expr
+        lost = 50 * undefined(form, candidates[1 - k].expr)
+        plain = all(n.op != "series" for n in nodes(form))
+        return round(candidates[k].hazards + lost, 1), plain, height(form), form.size
 
     return _angles(candidates[min((0, 1), key=cost)].expr)
 

@@ -5,6 +5,8 @@ scaling by these weights changes nothing but a factor: operands of functions and
 sum must change alike. Each of these conditions is a vector of exponents; where all of them are multiples of one vector c,
 the expression is M · F(u) with u = ∏ xᵢ^cᵢ, for which F is what the expression is at xᵢ = 1 in all variables but one.
 A function of u must stand in the program: a polynomial such as x² - y² is better taken as it is than by x/y.
+
+A function of a distance √(x² + y²) alone is one of that.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class Compound(NamedTuple):
 def compounds(e: Expr) -> list[Compound]:
     """The ways to write an expression of several variables by a compound one, those whose factor divides by least first."""
     leaves = sorted(e.leaves)
+    if (radial := _radial(e)) is not None:
+        return [radial]
     if not 2 <= len(leaves) <= _MOST or e.size > _LARGEST or any(n.op in ("select", "series") for n in nodes(e)):
         return []
     found = _exponents(e, leaves)
@@ -54,6 +58,19 @@ def compounds(e: Expr) -> list[Compound]:
         whole = Compound(_monomial(m, leaves), _monomial(c, leaves), substituted(e, at), index)
         ways.append((sum(min(x, 0) for x in m), whole))
     return [whole for _, whole in sorted(ways, key=lambda way: -way[0])]
+
+
+def _radial(e: Expr) -> Compound | None:
+    """An expression of several variables as a function of a square root of a sum that they form."""
+    if len(e.leaves) < 2 or e.size > _LARGEST:
+        return None
+    index = max(e.leaves) + 1
+    for n in nodes(e):
+        if n.op == "sqrt" and n is not e and n.leaves == e.leaves and n.args[0].op == "add":
+            function = substituted(e, {n: var(index)})
+            if function.leaves == {index}:
+                return Compound(ONE, n, function, index)
+    return None
 
 
 def _monomial(exponents: Vector, leaves: list[int]) -> Expr:
