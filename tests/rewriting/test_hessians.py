@@ -225,3 +225,27 @@ def test_the_anchor_of_a_contrastive_loss():
 
     a = jnp.array([1.0, 2.0])
     np.testing.assert_allclose(jax.hessian(rad.stabilize(loss))(a), exact(loss, a)[2], rtol=2e-3)
+
+
+def rotation(r, w):
+    """An entry of a rotation by a vector, in Rodrigues' form."""
+    return jnp.sin(r) / r + 2 * (1 - jnp.cos(r)) / (r * r) * w[0] + (r - jnp.sin(r)) / r**3 * w[1] * w[2]
+
+
+@pytest.mark.parametrize(
+    "length", [jnp.linalg.norm, lambda w: jnp.sqrt(w[0] ** 2 + w[1] ** 2 + w[2] ** 2)], ids=["norm", "components"]
+)
+def test_functions_of_a_distance_with_factors(length):
+    def f(w):
+        return rotation(length(w), w)
+
+    got = jax.jit(jax.vmap(orders(rad.stabilize(f))))
+    points = np.array([[0.0, 0.0, 0.0], [1e-20, 1e-20, 0.0], [0.3, -0.4, 0.1]], np.float32)
+    value, gradient, hessian = got(points)
+    for i in (0, 1):  # 1 + w_0 - |w|²/6 + w_1 w_2/6 + ...
+        np.testing.assert_allclose(value[i], 1, rtol=1e-7)
+        np.testing.assert_allclose(gradient[i], [1, 0, 0], atol=1e-6)
+        want = -np.eye(3) / 3 + np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0]]) / 6
+        np.testing.assert_allclose(hessian[i], want, atol=1e-6)
+    for part, want in zip((value[2], gradient[2], hessian[2]), exact(f, points[2])):
+        np.testing.assert_allclose(part, want, rtol=2e-6, atol=1e-6)

@@ -19,7 +19,9 @@ from robustad.rewriting.expressions._expression import (
     ONE,
     ZERO,
     Expr,
+    const,
     div,
+    mul,
     nodes,
     rational,
     rebuilt,
@@ -54,8 +56,11 @@ def _sides(e: Expr, radius: int) -> tuple[Expr, Expr]:
 
 
 def _vanishes(slope: Expr, radius: int) -> bool:
-    if slope.leaves <= {radius} and (series := expansion(slope, Fraction(0), 8)[slope]) is not None:
-        return series.valuation > 0
+    others = sorted(slope.leaves - {radius})
+    if not others or all(n.op != "select" for n in nodes(slope)):  # else other values may take another branch
+        at = substituted(slope, {var(i): const(Fraction(13 + 4 * k, 11)) for k, i in enumerate(others)})
+        if (series := expansion(at, Fraction(0), 8)[at]) is not None:
+            return series.valuation > 0
     try:
         at = substituted(_decided(slope, radius), {var(radius): ZERO})
         return all(map(_is_regular, nodes(at))) and not expanded(at)
@@ -114,4 +119,10 @@ def _over(slope: Expr, radius: int) -> Expr:
             return built(divided(terms, (Fraction(1), ((r, 1),))))
     except TooLong:
         pass
+    if slope.op == "mul":
+        for a, b in (slope.args, slope.args[::-1]):
+            if radius not in a.leaves:
+                return mul(a, _over(b, radius))
+    if slope.op in ("add", "sub") and len(slope.leaves) > 1 and all(_vanishes(a, radius) for a in slope.args):
+        return rebuilt(slope, tuple(_over(a, radius) for a in slope.args))
     return div(slope, r)

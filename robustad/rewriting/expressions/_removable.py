@@ -19,7 +19,19 @@ from fractions import Fraction
 from robustad.rewriting.expressions._bounds import linear
 from robustad.rewriting.expressions._compound import Compound, compounds
 from robustad.rewriting.expressions._derivative import derivative
-from robustad.rewriting.expressions._expression import ONE, Expr, call, const, mul, nodes, select, sub, substituted
+from robustad.rewriting.expressions._expression import (
+    ONE,
+    Expr,
+    call,
+    const,
+    div,
+    mul,
+    nodes,
+    select,
+    sub,
+    substituted,
+    var,
+)
 from robustad.rewriting.expressions._series import Laurent, expansion
 
 _MOST = 22  # terms of a series
@@ -228,8 +240,12 @@ def series_derivative(n: Expr, index: int) -> Expr:
     if index not in n.leaves:
         return Expr("const", (), Fraction(0))
     (own,) = n.value.function.leaves
-    slope = stable(derivative(n.value.function, own)).expr
+    plain = derivative(n.value.function, own)
     u = n.args[0]
     if u.leaves == {own}:
-        return slope
-    return mul(substituted(slope, {Expr("var", (), own): u}), derivative(u, index))
+        return stable(plain).expr
+    x = var(own)
+    if u.op == "sqrt" and (series := expansion(plain, Fraction(0), _LOOK)[plain]) is not None and series.valuation > 0:
+        over = stable(div(plain, x)).expr  # of a distance, whose own derivative is 0/0 at 0
+        return mul(substituted(over, {x: u}), mul(const(Fraction(1, 2)), derivative(u.args[0], index)))
+    return mul(substituted(stable(plain).expr, {x: u}), derivative(u, index))
