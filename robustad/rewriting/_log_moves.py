@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -134,6 +135,35 @@ def _put_together(term: Term, rw: Rewriter) -> Parts | None:
     if all(p.rest is None for p in taken):
         return Parts(log, None)
     return Parts(log, joined([p.rest or number(term, 1.0) for p in taken]))
+
+
+@parts_of("scatter-add")
+def _added_up(term: Term, rw: Rewriter) -> Parts | None:
+    """Sums of segments, each beside its largest term."""
+    into, indices, updates = term.operands
+    got = parts(updates, rw)
+    if scalar(into) != 0 or got is None or got.rest is not None:
+        return None
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    params = {name: term.params[name] for name in names}
+
+    def run(at: Array, logs: Array) -> Array:
+        dtype = jnp.promote_types(logs.dtype, jnp.float32)
+        logs = logs.astype(dtype)
+        none = jnp.full(term.shape, -jnp.inf, dtype)
+        largest = lax.stop_gradient(lax.scatter_max(none, at, logs, **params))
+        largest = jnp.where(jnp.isfinite(largest), largest, 0)
+
+        def added(x: Array) -> Array:
+            return lax.scatter_add(jnp.zeros(term.shape, dtype), at, x, **params)
+
+        (own,) = jax.linear_transpose(added, logs)(largest)  # of each term, that of its segment
+        total = added(jnp.exp(logs - own))
+        empty = total == 0
+        return jnp.where(empty, -jnp.inf, largest + jnp.log(jnp.where(empty, 1, total))).astype(term.dtype)
+
+    operands = [rw(indices), filled(got.log, updates)]
+    return Parts(derived(term, "logsumexp", run, operands, elementwise=False), None)
 
 
 @parts_of("cond")

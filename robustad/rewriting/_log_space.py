@@ -218,6 +218,16 @@ def _reduce_sum(term: Term, rw: Rewriter) -> Parts | None:
     return weighted(term, [log, rest], lambda a, b: st.logsumexp(a, axes, b, return_sign=True), elementwise=False)
 
 
+@parts_of("cumsum")
+def _cumsum(term: Term, rw: Rewriter) -> Parts | None:
+    got = parts(term.operands[0], rw)
+    if got is None or got.rest is not None:
+        return None
+    axis, reverse = term.params["axis"], term.params["reverse"]
+    run = lambda a: lax.associative_scan(st.logaddexp, a, reverse, axis)  # noqa: E731
+    return Parts(derived(term, "logaddexp", run, [filled(got.log, term.operands[0])], elementwise=False), None)
+
+
 def filled(part: Term, like: Term) -> Term:
     """A part of the shape of the whole."""
     return part if part.shape == like.shape else derived(like, "broadcast", lambda a: a, [part])

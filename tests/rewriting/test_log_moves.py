@@ -43,6 +43,10 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "dynamic_update_slice": lambda x: jnp.log(lax.dynamic_update_slice(jnp.ones((4, 3)), p(x), (1, 0))),
     "maximum with 0": lambda x: jnp.log(jnp.maximum(p(x), 0)),
     "clip": lambda x: jnp.log(jnp.clip(softmax(x), 0, 1)),
+    "running sum": lambda x: jnp.log(jnp.cumsum(jnp.exp(x), -1)),
+    "running sum from the end": lambda x: jnp.log(lax.cumsum(jnp.exp(x), 0, reverse=True) / 3),
+    "sums of segments": lambda x: jnp.log(jax.ops.segment_sum(jnp.exp(x).ravel(), jnp.array([0, 0, 1, 2, 2, 1, 0, 1, 1]), 3)),
+    "rows of segments": lambda x: jnp.log(jnp.zeros((2, 3)).at[jnp.array([0, 1, 0])].add(p(x))),
     "stack": lambda x: jnp.log(jnp.stack([p(x)[:, 0], p(x)[:, 1]], -1)),
 }
 
