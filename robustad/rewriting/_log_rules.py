@@ -5,8 +5,11 @@ from jax import Array
 
 from robustad import stability as st
 from robustad.rewriting._graph import Term, scalar, unwrapped
+from robustad.rewriting._layout import is_spread_of, reduced_axes, spread
 from robustad.rewriting._log_space import complement, is_carried_by, outline, parts
-from robustad.rewriting._rewriter import Rewriter, replaced, rule
+from robustad.rewriting._rewriter import Rewriter, number, replaced, rule
+from robustad.rewriting._softmax import softmax_of
+from robustad.rewriting.twins import _shares as shares
 from robustad.rewriting.twins._composites import composite
 
 
@@ -129,6 +132,40 @@ def root_of_product(term: Term, rw: Rewriter) -> Term | None:
         term, "log-space", run, [got.log, got.rest], before=f"prod(x)^{float(q):g}", after=f"exp({float(q):g} sum(log(x)))",
         reason="the product leaves the range of the dtype, its root does not", elementwise=True,
     )  # fmt: skip
+
+
+@rule("div")
+def weighted_softmax(term: Term, rw: Rewriter) -> Term | None:
+    r"""\(w_i e^{u_i} / \sum_j w_j e^{u_j}\): 0/0 where all exponentials vanish, inf/inf where one is too large."""
+    top, bottom = (unwrapped(t) for t in term.operands)
+    total = spread(bottom).source
+    axes = reduced_axes(total, "reduce_sum")
+    if (
+        axes is None
+        or softmax_of(term) is not None
+        or unwrapped(total.operands[0]) is not top
+        or not _has_exponential(top)
+    ):
+        return None
+    if not is_spread_of(bottom, total, axes, len(top.shape)) or (got := parts(top, rw)) is None:
+        return None
+
+    def run(log: Array, weight: Array) -> Array:
+        return shares.weighted_softmax(*(jnp.broadcast_to(x, term.shape) for x in (log, weight)), axes)
+
+    return replaced(
+        term, "softmax", run, [got.log, got.rest or number(term, 1.0)],
+        before="w exp(x) / sum(w exp(x))", after="the same, less the largest exponent",
+        reason="all exponentials together leave the range of the dtype, and their shares do not",
+    )  # fmt: skip
+
+
+def _has_exponential(term: Term, depth: int = 6) -> bool:
+    """Whether an exponential is a factor of a term."""
+    term = unwrapped(term)
+    if term.name in ("exp", "exp2"):
+        return True
+    return depth > 0 and term.name in ("mul", "div") and any(_has_exponential(t, depth - 1) for t in term.operands)
 
 
 @rule("sub")

@@ -49,6 +49,8 @@ def sum_of_squares(term: Term) -> tuple[Term, tuple[int, ...], tuple[int, ...]] 
     """(x, axes, dims) where a term is Σ x² over axes, spread with the axes of the sum at dims."""
     seen = spread(term)
     inner = seen.source
+    if inner.name == "convert_element_type" and inner.operands[0].name == "reduce_sum":
+        (inner,) = inner.operands  # of 16 bits, added up in float32
     if (axes := reduced_axes(inner, "reduce_sum")) is not None:
         x = squared(unwrapped(inner.operands[0]))
         return None if x is None or not x.floating else (x, axes, seen.dims)
@@ -64,6 +66,8 @@ def scaled_sum_of_squares(term: Term) -> tuple[Term, tuple[int, ...], tuple[int,
     if (plain := sum_of_squares(term)) is not None:
         return (*plain, 1.0)
     inner = unwrapped(term)
+    if inner.name == "convert_element_type":
+        inner = unwrapped(inner.operands[0])  # a mean of 16 bits
     if inner.name not in ("mul", "div"):
         return None
     for total, factor in (inner.operands, inner.operands[::-1])[: 1 if inner.name == "div" else 2]:

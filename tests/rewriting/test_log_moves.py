@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import pytest
 from jax import lax
@@ -45,7 +46,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "clip": lambda x: jnp.log(jnp.clip(softmax(x), 0, 1)),
     "running sum": lambda x: jnp.log(jnp.cumsum(jnp.exp(x), -1)),
     "running sum from the end": lambda x: jnp.log(lax.cumsum(jnp.exp(x), 0, reverse=True) / 3),
-    "sums of segments": lambda x: jnp.log(jax.ops.segment_sum(jnp.exp(x).ravel(), jnp.array([0, 0, 1, 2, 2, 1, 0, 1, 1]), 3)),
+    "sums of segments": lambda x: jnp.log(
+        jax.ops.segment_sum(jnp.exp(x).ravel(), jnp.array([0, 0, 1, 2, 2, 1, 0, 1, 1]), 3)
+    ),
     "rows of segments": lambda x: jnp.log(jnp.zeros((2, 3)).at[jnp.array([0, 1, 0])].add(p(x))),
     "stack": lambda x: jnp.log(jnp.stack([p(x)[:, 0], p(x)[:, 1]], -1)),
 }
@@ -87,3 +90,29 @@ def test_a_network_below_a_logarithm_is_not_searched_for_ever():
         return jnp.log(jnp.sum(x))
 
     assert [r.rule for r in rad.stabilize(f).rewrites(np.ones(4, np.float32)) if r.rule == "log-space"] == []
+
+
+@pytest.mark.parametrize("mu", [(0.1, 3.0), (4.0, 5.5), (4.99, 5.01), (5.0, -40.0)])
+def test_responsibilities(mu):
+    """Shares of exponentials with weights, that all vanish, that one outweighs, and moderate ones; against mpmath."""
+    weights, scale = np.float32([0.25, 0.75]), np.float32([0.01, 0.02])
+
+    def responsibility(mu):
+        density = weights * jnp.exp(-((5.0 - mu) ** 2) / (2 * scale**2)) / scale
+        return (density / jnp.sum(density))[0]
+
+    def exact(a, b):
+        d = [
+            mp.mpf(float(w)) * mp.exp(-((5 - m) ** 2) / (2 * mp.mpf(float(s)) ** 2)) / mp.mpf(float(s))
+            for m, w, s in zip((a, b), weights, scale)
+        ]
+        return d[0] / (d[0] + d[1])
+
+    point = np.float32(mu)
+    value, slope = jax.jit(jax.value_and_grad(rad.stabilize(responsibility)))(point)
+    with mp.workdps(60):
+        at = [mp.mpf(float(m)) for m in point]
+        want = [exact(*at), mp.diff(exact, at, (1, 0)), mp.diff(exact, at, (0, 1))]
+    np.testing.assert_allclose([value, *slope], [float(w) for w in want], rtol=3e-5, atol=1e-30)
+    if mu == (0.1, 3.0):
+        assert np.isnan(responsibility(point))

@@ -65,3 +65,21 @@ def test_numbers_with_an_exponent(dtype):
         np.testing.assert_array_equal(np.signbit(together(x)), np.signbit(values))
         normal = np.abs(x.m[np.isfinite(values) & (values != 0)])
         assert np.all((normal >= 1) & (normal < 2))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.sqrt(jnp.sum(x * x, -1)),
+        lambda x: jnp.sqrt(jnp.mean(jnp.square(x), -1)),
+        lambda x: jnp.sqrt(x @ x),
+    ],
+)
+def test_norms_in_float16(f):
+    """Squares of 300 overflow, which JAX then adds up in float32."""
+    x = jnp.array([300.0, 300.0, 2.0], jnp.float16)
+    value, slope = jax.value_and_grad(rad.stabilize(f))(x)
+    want = jax.value_and_grad(f)(x.astype(jnp.float32))
+    assert value.dtype == jnp.float16 and not np.isfinite(f(x))
+    np.testing.assert_allclose(value, want[0], rtol=2**-10)
+    np.testing.assert_allclose(slope, want[1], rtol=2**-9)

@@ -87,3 +87,35 @@ def softmax(x: Array, axes: Axes, where: Array | None = None) -> Array:
 def logsumexp(x: Array, axes: Axes, keepdims: bool = False, where: Array | None = None) -> Array:
     value = _log_shares(_among(_wide(x), where), _negative(axes, x))[2].astype(x.dtype)
     return value if keepdims else jnp.squeeze(value, axes)
+
+
+@functools.partial(custom_jvp, nondiff_argnums=(2,), over_leading_axes=True)
+def _weighted_shares(x: Array, weight: Array, axes: Axes) -> Array:
+    e = _below_largest(x, weight, axes) * weight
+    return e / _sum(e, axes)
+
+
+def _below_largest(x: Array, weight: Array, axes: Axes) -> Array:
+    """exp(x) over the largest that has a weight."""
+    none = weight == 0
+    largest = jnp.max(jnp.where(none, -jnp.inf, x), axes, keepdims=True)
+    return jnp.exp(jnp.where(none, 0, x - jnp.where(jnp.isfinite(largest), largest, 0)))
+
+
+@_weighted_shares.defjvp
+def _weighted_shares_jvp(axes: Axes, primals: Sequence[Array], tangents: Sequence[Array]):
+    (x, weight), (t, s) = primals, tangents
+    with in_float64(x):
+        p = _weighted_shares(x, weight, axes)
+        e = _below_largest(x, weight, axes)
+        step = jnp.where(p == 0, 0, p * t) + e * s / _sum(e * weight, axes)
+        only = p == jnp.max(p, axes, keepdims=True)
+        only &= _sum(only.astype(p.dtype), axes) == 1
+        others, own = (_sum(jnp.where(only == mine, step, 0), axes) for mine in (False, True))
+        rest = _sum(jnp.where(only, 0, p), axes)  # 1 less the largest share
+        return p, jnp.where(only, step * rest - p * others, step - p * (own + others))
+
+
+def weighted_softmax(x: Array, weight: Array, axes: Axes) -> Array:
+    r"""\(w_i e^{x_i} / \sum_j w_j e^{x_j}\)."""
+    return _weighted_shares(_wide(x), _wide(weight), _negative(axes, x)).astype(x.dtype)
