@@ -66,7 +66,8 @@ def checkpointed_scan(
 
         tier: a `DiskTier`: the states before `checkpoints` blocks of steps, √n if not given, go to disk, and each step is
             computed twice. For states that are large beside what a step computes. Reverse mode of first order on one device
-            only: JAX refuses `vmap`, `shard_map` and further derivatives of the calls that write and read.
+            only: JAX refuses `vmap`, `shard_map`, `checkpoint` and further derivatives of the calls that write and read. It
+            may stand in the body of a `jax.lax.scan`, if it depends on that loop's iteration.
 
     Returns:
         `(carry, ys)` as `jax.lax.scan` does.
