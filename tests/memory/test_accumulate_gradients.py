@@ -144,3 +144,32 @@ def test_refuses_what_is_no_scalar():
         accumulate_gradients(squares, 2)(WEIGHTS, X, Y)
     with pytest.raises(TypeError, match="must return a pair"):
         accumulate_gradients(functools.partial(mean), 2, has_aux=True)(WEIGHTS, X, Y)
+
+
+def test_counts_are_added_exactly():
+    """As integers: in float32 numbers from 2**24 up would be rounded."""
+
+    def loss(w, x):
+        return jnp.sum(w * x), {"large": jnp.sum(jnp.where(x > 2, 2**24 + 1, 0)), "sum": jnp.sum(x)}
+
+    (_, aux), _ = jax.jit(accumulate_gradients(loss, 2, has_aux=True, reduction="sum"))(1.0, jnp.arange(7.0))
+    assert aux["large"].dtype == jnp.int32
+    assert (int(aux["large"]), float(aux["sum"])) == (4 * (2**24 + 1), 21)
+
+
+def test_refuses_what_is_no_mean_of_the_examples():
+    def of(aux, batch=7, **options):
+        f = accumulate_gradients(lambda w, x: (jnp.mean(w * x), aux(x)), 2, has_aux=True, **options)
+        return f(1.0, jnp.arange(float(batch)))
+
+    with pytest.raises(
+        ValueError, match=r"aux\['each'\] has shape \(2,\) for 2 examples and \(7,\) for 7. Return its mean"
+    ):
+        of(lambda x: {"each": x})
+    with pytest.raises(ValueError, match="must have one structure for any number of examples"):
+        of(list)
+    with pytest.raises(TypeError, match="aux is int32"):
+        of(lambda x: jnp.sum(x > 2))
+    with pytest.raises(TypeError, match="aux is bool"):
+        of(lambda x: jnp.any(x > 2), reduction="sum")
+    assert of(lambda x: x * 2, batch=2)[0][1].tolist() == [0, 2]  # a batch that is one microbatch
