@@ -356,14 +356,14 @@ def has_effects(eqn: Equation) -> bool:
     return bool(eqn.effects)
 
 
-def visible(effects: Any) -> list[Any]:
-    """The effects that can be seen from outside: all but the use of a mesh axis."""
-    return [effect for effect in effects if type(effect).__name__ != "NamedAxisEffect"]
+def visible(effects: Any) -> list[str]:
+    """The names of the effects that can be seen from outside: all but the use of a mesh axis."""
+    return sorted({type(effect).__name__ for effect in effects} - {"NamedAxisEffect"})
 
 
 def repeated_effects(jaxpr: Any) -> list[str]:
     """What would be seen to happen twice if a program ran twice, but for prints to debug."""
-    return [str(e) for e in visible(jaxpr.effects) if str(e) != "Debug"]
+    return [name for name in visible(jaxpr.effects) if name != "DebugEffect"]
 
 
 def offloaded(to: str) -> Any:

@@ -147,7 +147,7 @@ class Compressed:
         closed, shape = jax.make_jaxpr(flat, return_shape=True)(*given)
         if effects := _jaxpr.visible(closed.effects):
             raise ValueError(
-                f"The function given to `{_NAME}` has effects: {', '.join(sorted(map(str, effects)))}. Take what prints, "
+                f"The function given to `{_NAME}` has effects: {', '.join(effects)}. Take what prints, "
                 "calls back or writes to a reference out of it."
             )
         closed, consts = _jaxpr.closed_over_nothing(closed)

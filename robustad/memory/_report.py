@@ -188,7 +188,8 @@ def report(
         donate_argnums: positions of arguments that the caller would donate (`jax.jit(..., donate_argnums=...)`).
         optimizer: an optax transformation, whose state is counted too.
         policies: by name, checkpoint policies whose effect is predicted; by default JAX's `nothing_saveable`,
-            `dots_saveable` and `dots_with_no_batch_dims_saveable`.
+            `dots_saveable` and `dots_with_no_batch_dims_saveable`. Those that cannot be applied to f are left out: all,
+            where it calls back or writes to references.
         compile: False leaves out what only compiling tells: `measured` and `aliased`.
 
     Returns:
@@ -221,7 +222,7 @@ def report(
         alive = live(steps, sites)
         gradient_flops = program_flops(call.program)
         split = max((_shards(spec) for spec in call.specs), default=1)
-        effects = tuple(_effect(call, f, name, policy, gradient_flops, split) for name, policy in chosen.items())
+        effects = [_effect(call, f, name, policy, gradient_flops, split) for name, policy in chosen.items()]
         outputs = [_jaxpr.aval(v) for v in call.program.outputs]
         donations = _donations(call, outputs, donated)
         arguments = _arguments(call, donations)
@@ -245,7 +246,7 @@ def report(
             gradient_flops=gradient_flops,
             recomputed_flops=recomputed_flops(call.program),
             devices=max((len(s.sharding.device_set) for s in call.specs if s.sharding is not None), default=1),
-            policies=effects,
+            policies=tuple(effect for effect in effects if effect is not None),
             timeline=tuple(_moment(size, step.site) for size, step in zip(alive.bytes, steps.steps)),
             peak_lines=_at_peak(steps, alive),
         )
@@ -399,9 +400,12 @@ def _moment(size: int, site: Site) -> Moment:
 
 def _effect(
     call: GradientCall, f: Callable[..., Any], name: str, policy: Policy, gradient_flops: int, split: int
-) -> PolicyEffect:
+) -> PolicyEffect | None:
     other = call.of(checkpoint(f, policy=policy))
-    sites = {site.path: site for site in _jaxpr.sites(other.program)}
+    try:
+        sites = {site.path: site for site in _jaxpr.sites(other.program)}
+    except NotImplementedError:  # a checkpoint would repeat the effects of f
+        return None
     peak = live(flat(other.program, sites), sites).peak // split
     kept = sum(r.bytes for r in _residuals(other))
     return PolicyEffect(name, peak, kept, program_flops(other.program) / max(1, gradient_flops))

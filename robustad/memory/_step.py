@@ -97,7 +97,7 @@ def refuse_effects(name: str, effects: Any) -> None:
     effects = _jaxpr.visible(effects)
     if effects:
         raise ValueError(
-            f"The body of `{name}` has effects: {', '.join(sorted(map(str, effects)))}. Its steps are computed more than "
+            f"The body of `{name}` has effects: {', '.join(effects)}. Its steps are computed more than "
             "once in reverse mode, so they would be seen more than once. Take out of the body what prints, calls back or "
             "writes to a reference (return it as a y), or use `jax.lax.scan`."
         )

@@ -12,11 +12,12 @@ import optax
 import pytest
 from flax import nnx
 from jax import lax
+from jax.experimental import io_callback
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustad import _jaxpr
 from robustad.cli import main
-from robustad.memory import checkpoint, report, save_names
+from robustad.memory import DiskTier, checkpoint, checkpointed_scan, fit, report, save_names
 from robustad.memory._flops import program_flops
 
 N, WIDTH, LAYERS = 256, 64, 5
@@ -107,6 +108,30 @@ def test_policies_are_predicted():
     assert nothing.residuals == 0 < everything.residuals
     assert everything.flop_ratio < 1.05 < nothing.flop_ratio < 1.5
     assert [p.name for p in NEEDS.policies] == ["nothing", "dots", "dots_with_no_batch_dims"]
+
+
+def with_a_callback(x):
+    io_callback(lambda: None, None)
+    return jnp.sum(jnp.sin(x))
+
+
+def with_a_reference(x):
+    ref = jax.new_ref(jnp.zeros(3))
+    ref[...] = jnp.tanh(x)
+    return jnp.sum(ref[...] ** 2)
+
+
+def with_states_on_disk(x):
+    return jnp.sum(checkpointed_scan(lambda c, _: (jnp.sin(c), None), x, None, 9, tier=DiskTier())[0])
+
+
+@pytest.mark.parametrize("f", [with_a_callback, with_a_reference, with_states_on_disk])
+def test_policies_that_cannot_be_applied_are_left_out(f):
+    needs = report(f)(jnp.ones(3))
+    assert needs.policies == () and needs.measured is not None and "policy" not in str(needs)
+    if f is not with_states_on_disk:  # its effects are those of its gradient
+        with pytest.raises(NotImplementedError, match=r"effects, (IO|InternalMutableArray)Effect, which"):
+            fit(f, 0.5)(jnp.ones(3))
 
 
 def test_donation():
