@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 
 from robustad import _jaxpr
-from robustad.memory import InfeasibleBudget, checkpoint, checkpointed_scan, fit, pareto
+from robustad.memory import InfeasibleBudget, Pareto, checkpoint, checkpointed_scan, fit, pareto
 from robustad.memory._fit import Call, _Outcome, between
 from robustad.memory._flat import flat, plain_call
 from robustad.memory._flops import program_flops
@@ -138,6 +138,16 @@ def test_pareto():
     assert curve.infeasible == 0.001
     assert [p.measured for p in curve.points] == sorted((p.measured for p in curve.points), reverse=True)
     assert "no plan was found for 0.001" in str(curve) and curve.to_svg().startswith("<svg")
+
+
+def test_pareto_of_nothing():
+    """No point, one without bytes, and a gradient without operations."""
+    none = Pareto("f", (), 0.01)
+    assert "no plan was found for 0.01" in none.to_svg()
+    for f in (jnp.sum, lambda x: 1.0):
+        curve = pareto(f)(jnp.ones(3))
+        assert [(p.fraction, p.measured, p.flop_ratio) for p in curve.points] == [(1.0, 0, 1.0)]
+        assert "<circle" in curve.to_svg()
 
 
 # ---------------------------------------------------------------------------------------- transformations
@@ -351,6 +361,12 @@ def test_other_bad_input():
         fit(layers, 0.5, argnums=4)(WS, X)
     with pytest.raises(ValueError, match="`fractions` holds 2"):
         pareto(layers, fractions=(2,))
+    with pytest.raises(ValueError, match="`fractions` holds 'a'"):
+        pareto(layers, fractions=["a"])  # pyright: ignore
+    with pytest.raises(ValueError, match="`fractions` is empty"):
+        pareto(layers, fractions=())
+    with pytest.raises(TypeError, match=r"`fractions` is 0\.5; expected a sequence"):
+        pareto(layers, fractions=0.5)  # pyright: ignore
 
 
 @pytest.mark.parametrize("reverse", [False, True])
