@@ -8,6 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from robustad import _jaxpr
+
 Mode = Literal["forward over reverse", "reverse over forward", "reverse over reverse"]
 
 
@@ -45,6 +47,7 @@ def hvp(
     shapes, given = (jax.tree.map(jnp.shape, tree) for tree in (primals, tangents))
     if shapes != given:
         raise TypeError(f"`tangents` must have the structure and shapes of `primals`, {shapes}; got {given}.")
+    tangents = jax.tree.map(lambda x, v: _jaxpr.varying_over(v, _jaxpr.varies_over(x)), primals, tangents)
     gradient = jax.grad(f, tuple(range(len(primals))))
     if mode == "forward over reverse":
         return jax.jvp(gradient, primals, tangents)

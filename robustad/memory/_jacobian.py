@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from robustad import _jaxpr
 from robustad.memory._arguments import positive_integer
 
 
@@ -109,7 +110,8 @@ def _unit(tree: Any, i: Array) -> Any:
     starts = iter(_starts(tree))
 
     def one(leaf: Array) -> Array:
-        return (jnp.arange(leaf.size) == i - next(starts)).astype(leaf.dtype).reshape(leaf.shape)
+        unit = (jnp.arange(leaf.size) == i - next(starts)).astype(leaf.dtype).reshape(leaf.shape)
+        return _jaxpr.varying_over(unit, _jaxpr.varies_over(leaf))
 
     return jax.tree.map(one, tree)
 

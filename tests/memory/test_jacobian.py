@@ -38,6 +38,23 @@ def test_several_arguments_and_hessians():
     assert worst(got, plain) < 1e-5
 
 
+def sharded(f, *args):
+    """`f` of a matrix that all devices have, and of rows that lie on two."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[1]))(*args)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("argnums", [0, 1])
+def test_inside_shard_map(mode, argnums):
+    def of(jac):
+        return sharded(lambda w, x: jac(lambda w, x: jnp.tanh(x @ w), argnums=argnums)(w, x)[None], W, normal(3, 4, 5))
+
+    plain = jax.jacfwd if mode == "forward" else jax.jacrev
+    assert worst(of(functools.partial(jacobian, chunk=3, mode=mode)), of(plain)) < 1e-6
+
+
 def test_memory_is_that_of_a_chunk():
     wide, back = normal(0, 4000, 200), normal(1, 3, 4000)
 
@@ -70,6 +87,21 @@ def test_hessian_products():
     for mode in ("forward over reverse", "reverse over forward", "reverse over reverse"):
         got = jax.jit(functools.partial(hvp, loss, mode=mode))(primals, tangents)
         assert worst(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["forward over reverse", "reverse over forward", "reverse over reverse"])
+def test_hessian_products_inside_shard_map(mode):
+    """The vector does not vary over the devices, as the rows do."""
+
+    def of(hessian_product):
+        return sharded(
+            lambda w, x: hessian_product(lambda x: jnp.sum(jnp.tanh(x @ w) ** 2), (x,), (jnp.ones((2, 5)),))[1][0],
+            W,
+            normal(3, 4, 5),
+        )
+
+    expected = of(lambda f, x, v: jax.jvp(jax.grad(f, (0,)), x, v))
+    assert worst(of(functools.partial(hvp, mode=mode)), expected) < 1e-6
 
 
 def test_forward_over_reverse_keeps_the_least():
