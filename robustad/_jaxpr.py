@@ -23,7 +23,7 @@ import jax.extend  # not imported by `import jax`
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax._src import checkify, source_info_util
+from jax._src import checkify, core, source_info_util
 from jax._src.interpreters import partial_eval
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
@@ -543,7 +543,7 @@ def stacked(aval: Any, n: int) -> Any:
 
 def first_of(aval: Any) -> Any:
     """The type of one of the arrays that are stacked along the first axis."""
-    return jax.make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False))(aval).out_avals[0]
+    return core.mapped_aval(aval.shape[0], 0, aval)
 
 
 def zeros_of_tangent(x: Any) -> Array:
