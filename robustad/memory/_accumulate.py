@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
-from robustad.memory._arguments import positive_integer
+from robustad.memory._arguments import bound, positions, positive_integer, refuse_what_is_no_function, shown
 from robustad.stability import two_sum
 
 _NAME = "accumulate_gradients"
@@ -54,10 +54,11 @@ def accumulate_gradients(
         For float32 it equals the gradient of the whole batch up to the rounding of that and of the microbatches.
 
     Raises:
-        TypeError: `microbatch` is not an integer; f does not return a scalar; an auxiliary output can be no mean, or sum.
+        TypeError: f is no function, or does not return a scalar; `microbatch` or `argnums` is not of integers; an argument
+            can be given by keyword alone; an auxiliary output can be no mean, or sum.
         ValueError: `microbatch` is below 1, `reduction` or `accumulate` is none of the words above, `weight` is given for a
-            sum, there is no batch, it is empty, or its arrays differ in their leading axes; the shape of an auxiliary output
-            depends on the number of examples.
+            sum, `argnums` do not fit the call, there is no batch, it is empty, or its arrays differ in their leading axes;
+            the shape of an auxiliary output depends on the number of examples.
 
     Source: the weights are those of a mean of means; compensated summation is that of Neumaier, ZAMM 54 (1974) 39-51.
 
@@ -70,6 +71,7 @@ def accumulate_gradients(
     >>> float(value), gradient.tolist()
     (96.0, [96.0, 112.0])
     """
+    refuse_what_is_no_function("f", f)
     microbatch = positive_integer("microbatch", microbatch)
     for name, value, allowed in (
         ("reduction", reduction, ("mean", "sum")),
@@ -79,11 +81,16 @@ def accumulate_gradients(
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
     if weight is not None and reduction == "sum":
         raise ValueError('`weight` is what a mean is divided by; give it with `reduction="mean"`, or leave it out.')
-    differentiated = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(f)
-    def accumulated(*args: Any) -> Any:
-        own = {i % len(args) for i in differentiated}
+    def accumulated(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = bound(f, args, kwargs)
+        if kwargs:
+            raise TypeError(
+                f"`{_NAME}` takes arguments by position; got {', '.join(f'`{name}`' for name in kwargs)}. Close over what "
+                "is no part of the batch: `functools.partial(f, ...)`."
+            )
+        own = positions(argnums, len(args))
         places = [i for i in range(len(args)) if i not in own]
         batch = [args[i] for i in places]
         size = _size(batch)
@@ -116,8 +123,8 @@ def accumulate_gradients(
         step = min(microbatch, size)
         count = size // step
         if has_aux:
-            auxiliary = [jax.eval_shape(lambda b: scalar(*full(b))[1], b) for b in (part(0, step), batch)]
-            _refuse_other_aux(*auxiliary, step, size, reduction)
+            aux, whole = (jax.eval_shape(lambda b: scalar(*full(b))[1], b) for b in (part(0, step), batch))
+            _refuse_other_aux(aux, whole, step, size, reduction)
         program, shapes = _jaxpr.trace(weighted, part(0, step))
         zeros = [_Sum.zero(_jaxpr.aval(v), accumulate) for v in program.outputs]
         total = jax.tree.unflatten(jax.tree.structure(shapes), zeros)
@@ -179,9 +186,7 @@ def _scalar(f: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     def checked(*args: Any) -> Any:
         out = f(*args)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"With `has_aux`, the function given to `{_NAME}` must return a pair; got {type(out).__name__}."
-            )
+            raise TypeError(f"With `has_aux`, the function given to `{_NAME}` must return a pair; got {shown(out)}.")
         value: Any = out[0] if has_aux else out
         if jnp.shape(value) != ():
             raise TypeError(

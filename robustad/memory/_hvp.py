@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from robustad import _jaxpr
+from robustad.memory._arguments import shown
 
 Mode = Literal["forward over reverse", "reverse over forward", "reverse over reverse"]
 
@@ -32,8 +33,9 @@ def hvp(
         (gradient, product), tuples of the structure of `primals`.
 
     Raises:
-        TypeError: `tangents` differ from `primals` in structure or shape; f does not return a scalar (from JAX).
-        ValueError: `mode` is none of the three.
+        TypeError: `primals` or `tangents` is no tuple or list; they differ in structure or shape; f does not return a
+            scalar (from JAX).
+        ValueError: `mode` is none of the three; `primals` is empty.
 
     Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994) 147-160.
 
@@ -43,6 +45,13 @@ def hvp(
     >>> gradient[0].tolist(), product[0].tolist()
     ([3.0, 12.0], [6.0, 0.0])
     """
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, tuple | list):
+            raise TypeError(
+                f"`{name}` must be a tuple or list, one for each argument; got {shown(given)}. Write `(x,)`."
+            )
+    if not primals:
+        raise ValueError("`primals` is empty: there is nothing to differentiate.")
     primals, tangents = tuple(primals), tuple(tangents)
     shapes, given = (jax.tree.map(jnp.shape, tree) for tree in (primals, tangents))
     if shapes != given:

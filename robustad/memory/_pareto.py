@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from robustad.memory._arguments import refuse_what_is_no_function
 from robustad.memory._bytes import readable
 from robustad.memory._fit import Call, InfeasibleBudget, Search, certificate_of
 
@@ -88,6 +89,7 @@ def pareto(
         TypeError: `fractions` is no sequence.
         ValueError: a fraction is no number above 0, or above 1; there is none.
     """
+    refuse_what_is_no_function("f", f)
     if isinstance(fractions, str) or not isinstance(fractions, Iterable):
         raise TypeError(f"`fractions` is {fractions!r}; expected a sequence of fractions, as (0.8, 0.5).")
     fractions = tuple(fractions)

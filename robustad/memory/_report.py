@@ -13,6 +13,7 @@ import jax
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Cond, Path, Scan, ShardMap, Site, While
+from robustad.memory._arguments import positions, refuse_what_is_no_function
 from robustad.memory._bytes import in_bytes
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import flat
@@ -197,7 +198,7 @@ def report(
         shardings too: nothing is computed.
 
     Raises:
-        TypeError: f is no function, or its value no floating scalar; a policy is none.
+        TypeError: f is no function, or its value no floating scalar; a policy is none; `argnums` are no integers.
         ValueError: `argnums` do not fit the call, or name nothing that can be differentiated.
 
     Example:
@@ -209,13 +210,16 @@ def report(
         >>> needs.argument_bytes, needs.output_bytes, needs.fits("2 MiB")
         (278528, 16388, True)
     """
+    refuse_what_is_no_function("f", f)
     chosen = POLICIES if policies is None else policies
     for name, policy in chosen.items():
         checked(policy, f"policies[{name!r}]")
 
     def measured(*args: Any, **kwargs: Any) -> MemoryReport:
         call = GradientCall(f, argnums, has_aux, args, kwargs)
-        donated = _donated(call, donate_argnums, len(args))
+        donated = [
+            k for k, i in enumerate(call.positions) if i in positions(donate_argnums, call.count, "donate_argnums")
+        ]
         log.info("tracing %s", call.name)
         sites = {site.path: site for site in _jaxpr.sites(call.program)}
         steps = flat(call.program, sites)
@@ -255,13 +259,6 @@ def report(
 
 
 # ----------------------------------------------------------------------------------------------- arguments
-
-
-def _donated(call: GradientCall, donate_argnums: int | Sequence[int], count: int) -> list[int]:
-    wanted = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    if bad := [i for i in wanted if not -count <= i < count]:
-        raise ValueError(f"`donate_argnums` names {bad[0]}, but the call has {count} positional arguments.")
-    return [k for k, position in enumerate(call.positions) if position in {i % count for i in wanted}]
 
 
 def _per_device(spec: Any) -> int:

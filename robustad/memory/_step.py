@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robustad import _jaxpr
+from robustad.memory._arguments import shown
 
 
 def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[Any, list[Any], list[Any], Any]:
@@ -32,7 +33,7 @@ def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[
         carry = jax.tree.unflatten(tree, operands[: len(leaves)])
         out = body(carry, jax.tree.unflatten(x_tree, operands[len(leaves) :]))
         if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"The body of `{name}` must return a pair (carry, y); got {_shown(out)}.")
+            raise TypeError(f"The body of `{name}` must return a pair (carry, y); got {shown(out)}.")
         return out
 
     while True:
@@ -117,11 +118,6 @@ def _refuse_other_types(name: str, init: Any, leaves: Sequence[Any], avals: Sequ
             + ". "
             "Most likely: convert the initial value, or the result (`.astype(carry.dtype)`), so that they agree."
         )
-
-
-def _shown(out: Any) -> str:
-    size = f" of {len(out)}" if isinstance(out, tuple | list) else ""
-    return f"{type(out).__name__}{size}"
 
 
 def as_arrays(name: str, argument: str, tree: Any) -> Any:

@@ -131,6 +131,8 @@ def test_inside_other_transformations():
         ({"microbatch": 2}, (WEIGHTS, X, Y[:3]), ValueError, r"batch\[0\] 13, batch\[1\] 3"),
         ({"microbatch": 2}, (WEIGHTS, X, 1.0), ValueError, "is a scalar"),
         ({"microbatch": 2}, (WEIGHTS, X[:0], Y[:0]), ValueError, "no examples"),
+        ({"microbatch": 2, "argnums": "a"}, (WEIGHTS, X, Y), TypeError, "`argnums` is 'a'; expected the position"),
+        ({"microbatch": 2, "argnums": 3}, (WEIGHTS, X, Y), ValueError, "`argnums` is 3, but the call has 3 positional"),
         ({"microbatch": 2, "argnums": (0, 1, 2)}, (WEIGHTS, X, Y), ValueError, "needs a batch"),
     ],
 )
@@ -139,10 +141,19 @@ def test_refusals(options, args, error, message):
         accumulate_gradients(mean, **options)(*args)
 
 
+def test_keywords():
+    f = accumulate_gradients(mean, 4)
+    assert worst(f(y=Y, params=WEIGHTS, x=X), f(WEIGHTS, X, Y)) == 0
+    with pytest.raises(TypeError, match=r"by position; got `scale`\. Close over"):
+        accumulate_gradients(lambda w, x, *, scale: jnp.sum(w * x) * scale, 4)(1.0, X, scale=2.0)
+    with pytest.raises(TypeError, match="`f` is None of type NoneType; expected a function"):
+        accumulate_gradients(None, 2)  # pyright: ignore
+
+
 def test_refuses_what_is_no_scalar():
     with pytest.raises(TypeError, match=r"must return a scalar, .*got shape \(2, 4\)"):
         accumulate_gradients(squares, 2)(WEIGHTS, X, Y)
-    with pytest.raises(TypeError, match="must return a pair"):
+    with pytest.raises(TypeError, match=r"must return a pair; got float32\[\]"):
         accumulate_gradients(functools.partial(mean), 2, has_aux=True)(WEIGHTS, X, Y)
 
 

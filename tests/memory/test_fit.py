@@ -359,6 +359,10 @@ def test_other_bad_input():
         fit(lambda ws, x: x, 0.5)(WS, X)
     with pytest.raises(ValueError, match="`argnums` is 4"):
         fit(layers, 0.5, argnums=4)(WS, X)
+    with pytest.raises(TypeError, match="`argnums` is None; expected the position"):
+        fit(layers, 0.5, argnums=None)(WS, X)
+    with pytest.raises(TypeError, match="`f` is 3 of type int"):
+        pareto(3)
     with pytest.raises(ValueError, match="`fractions` holds 2"):
         pareto(layers, fractions=(2,))
     with pytest.raises(ValueError, match="`fractions` holds 'a'"):

@@ -30,6 +30,7 @@ def test_equals_jax(mode, chunk):
 def test_several_arguments_and_hessians():
     got, plain = (jax.jit(jac)(X, 2.0) for jac in (jacobian(f, 2, argnums=(1, 0)), jax.jacrev(f, (1, 0))))
     assert worst(got, plain) < 1e-6
+    assert worst(jacobian(f, 2)(scale=2.0, x=X), jax.jacrev(f)(X, 2.0)) < 1e-6
 
     def loss(x):
         return jnp.sum(f(x)["s"])
@@ -72,8 +73,13 @@ def test_refusals():
         jacobian(f, 1, mode="both")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"argument\[0\] is of dtype int32"):
         jacobian(lambda n: n * 1.0, 1)(jnp.arange(3))
-    with pytest.raises(TypeError, match="result is of dtype complex64"):
+    with pytest.raises(TypeError, match=r"result is of dtype complex64. Return `jnp.real`"):
         jacobian(lambda x: x * 1j, 1)(jnp.ones(3))
+
+    with pytest.raises(TypeError, match="`f` is None of type NoneType"):
+        jacobian(None, 2)  # pyright: ignore
+    with pytest.raises(ValueError, match="`argnums` is 4, but the call has 1 positional"):
+        jacobian(f, 2, argnums=4)(X)
 
 
 def loss(x, w):
@@ -117,6 +123,10 @@ def test_forward_over_reverse_keeps_the_least():
 
 
 def test_hvp_refusals():
+    with pytest.raises(TypeError, match=r"`primals` must be a tuple or list.*got float32\[3\]\. Write `\(x,\)`"):
+        hvp(jnp.sum, jnp.ones(3), jnp.ones(3))  # pyright: ignore
+    with pytest.raises(ValueError, match="`primals` is empty"):
+        hvp(lambda: 1.0, (), ())
     with pytest.raises(TypeError, match="structure and shapes of `primals`"):
         hvp(jnp.sum, (jnp.ones(3),), (jnp.ones(2),))
     with pytest.raises(ValueError, match="`mode` must be"):
