@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
-import numpy as np
 
 from robustad import _jaxpr
 from robustad.memory._arguments import shown
+from robustad.memory._checkpoint import is_data
 
 
 def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[Any, list[Any], list[Any], Any]:
@@ -34,6 +34,8 @@ def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[
         out = body(carry, jax.tree.unflatten(x_tree, operands[len(leaves) :]))
         if not isinstance(out, tuple) or len(out) != 2:
             raise TypeError(f"The body of `{name}` must return a pair (carry, y); got {shown(out)}.")
+        for argument, returned in zip(("carry", "y"), out):
+            _refuse_what_is_no_array(name, argument, returned)
         return out
 
     while True:
@@ -122,13 +124,15 @@ def _refuse_other_types(name: str, init: Any, leaves: Sequence[Any], avals: Sequ
 
 def as_arrays(name: str, argument: str, tree: Any) -> Any:
     """The pytree with arrays for its leaves."""
+    _refuse_what_is_no_array(name, argument, tree)
+    return jax.tree.map(jnp.asarray, tree)
 
-    def array(path: Any, leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-            return jnp.asarray(leaf)
-        raise TypeError(
-            f"`{argument}` of `{name}` must be a pytree of arrays; {argument}{jax.tree_util.keystr(path)} is of type "
-            f"{type(leaf).__name__}. Close over what is no array (equinox: `eqx.partition` the module; flax: `nnx.split`)."
-        )
 
-    return jax.tree_util.tree_map_with_path(array, tree)
+def _refuse_what_is_no_array(name: str, argument: str, tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_data(leaf):
+            raise TypeError(
+                f"`{argument}` of `{name}` must be a pytree of arrays; {argument}{jax.tree_util.keystr(path)} is of type "
+                f"{type(leaf).__name__}. Close over what is no array (equinox: `eqx.partition` the module; flax: "
+                "`nnx.split`)."
+            )
