@@ -23,7 +23,7 @@ import jax.extend  # not imported by `import jax`
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax._src import checkify, source_info_util
+from jax._src import checkify, core, source_info_util
 from jax._src.interpreters import partial_eval
 from jax._src.lax import lax as lax_internal
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Primitive
@@ -356,14 +356,14 @@ def has_effects(eqn: Equation) -> bool:
     return bool(eqn.effects)
 
 
-def visible(effects: Any) -> list[Any]:
-    """The effects that can be seen from outside: all but the use of a mesh axis."""
-    return [effect for effect in effects if type(effect).__name__ != "NamedAxisEffect"]
+def visible(effects: Any) -> list[str]:
+    """The names of the effects that can be seen from outside: all but the use of a mesh axis."""
+    return sorted({type(effect).__name__ for effect in effects} - {"NamedAxisEffect"})
 
 
 def repeated_effects(jaxpr: Any) -> list[str]:
     """What would be seen to happen twice if a program ran twice, but for prints to debug."""
-    return [str(e) for e in visible(jaxpr.effects) if str(e) != "Debug"]
+    return [name for name in visible(jaxpr.effects) if name != "DebugEffect"]
 
 
 def offloaded(to: str) -> Any:
@@ -543,7 +543,7 @@ def stacked(aval: Any, n: int) -> Any:
 
 def first_of(aval: Any) -> Any:
     """The type of one of the arrays that are stacked along the first axis."""
-    return jax.make_jaxpr(lambda x: lax.index_in_dim(x, 0, keepdims=False))(aval).out_avals[0]
+    return core.mapped_aval(aval.shape[0], 0, aval)
 
 
 def zeros_of_tangent(x: Any) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from robustad import _jaxpr
-from robustad.memory._arguments import positive_integer
+from robustad.memory._arguments import bound, positions, positive_integer, refuse_what_is_no_function, shown
 from robustad.stability import two_sum
 
 _NAME = "accumulate_gradients"
@@ -35,7 +35,8 @@ def accumulate_gradients(
 
     Args:
         f: a function of parameters and a batch that returns a scalar: the mean over its examples, or their sum (see
-            `reduction`); with `has_aux`, a pair of that and a pytree of numbers that are means or sums likewise.
+            `reduction`); with `has_aux`, a pair of that and a pytree of arrays that are means or sums likewise: floating,
+            or for a sum also integer, and of shapes that do not depend on the number of examples.
         microbatch: examples per microbatch, at least 1; the whole batch where that is smaller.
         argnums: the positions of the arguments to differentiate, pytrees. All other positional arguments are the
             batch: pytrees of arrays with one leading axis of examples (random keys: one for each example). Close
@@ -53,9 +54,11 @@ def accumulate_gradients(
         For float32 it equals the gradient of the whole batch up to the rounding of that and of the microbatches.
 
     Raises:
-        TypeError: `microbatch` is not an integer; f does not return a scalar.
+        TypeError: f is no function, or does not return a scalar; `microbatch` or `argnums` is not of integers; an argument
+            can be given by keyword alone; an auxiliary output can be no mean, or sum.
         ValueError: `microbatch` is below 1, `reduction` or `accumulate` is none of the words above, `weight` is given for a
-            sum, there is no batch, it is empty, or its arrays differ in their leading axes.
+            sum, `argnums` do not fit the call, there is no batch, it is empty, or its arrays differ in their leading axes;
+            the shape of an auxiliary output depends on the number of examples.
 
     Source: the weights are those of a mean of means; compensated summation is that of Neumaier, ZAMM 54 (1974) 39-51.
 
@@ -68,6 +71,7 @@ def accumulate_gradients(
     >>> float(value), gradient.tolist()
     (96.0, [96.0, 112.0])
     """
+    refuse_what_is_no_function("f", f)
     microbatch = positive_integer("microbatch", microbatch)
     for name, value, allowed in (
         ("reduction", reduction, ("mean", "sum")),
@@ -77,20 +81,28 @@ def accumulate_gradients(
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
     if weight is not None and reduction == "sum":
         raise ValueError('`weight` is what a mean is divided by; give it with `reduction="mean"`, or leave it out.')
-    differentiated = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(f)
-    def accumulated(*args: Any) -> Any:
-        own = {i % len(args) for i in differentiated}
+    def accumulated(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = bound(f, args, kwargs)
+        if kwargs:
+            raise TypeError(
+                f"`{_NAME}` takes arguments by position; got {', '.join(f'`{name}`' for name in kwargs)}. Close over what "
+                "is no part of the batch: `functools.partial(f, ...)`."
+            )
+        own = positions(argnums, len(args))
         places = [i for i in range(len(args)) if i not in own]
         batch = [args[i] for i in places]
         size = _size(batch)
 
+        scalar = _scalar(f, has_aux)
+
+        def full(batch: Sequence[Any]) -> list[Any]:
+            given = dict(zip(places, batch))
+            return [given.get(i, x) for i, x in enumerate(args)]
+
         def plain(batch: Sequence[Any]) -> Any:
-            full = list(args)
-            for i, part in zip(places, batch):
-                full[i] = part
-            return jax.value_and_grad(_scalar(f, has_aux), argnums, has_aux=has_aux)(*full)
+            return jax.value_and_grad(scalar, argnums, has_aux=has_aux)(*full(batch))
 
         def weighted(batch: Sequence[Any]) -> tuple[Any, Array]:
             """What value_and_grad returns for a microbatch, times its weight, and the weight."""
@@ -98,7 +110,8 @@ def accumulate_gradients(
             if reduction == "sum":
                 return result, jnp.float32(1)
             count = jax.tree.leaves(batch)[0].shape[0] if weight is None else weight(*batch)
-            w = _wide(count if hasattr(count, "dtype") else jnp.float32(count))
+            w = jnp.asarray(count)
+            w = w.astype(jnp.promote_types(w.dtype, jnp.float32))
             return jax.tree.map(lambda x: _times(x, w), result), w
 
         def part(start: Any, length: int) -> Sequence[Any]:
@@ -109,6 +122,9 @@ def accumulate_gradients(
 
         step = min(microbatch, size)
         count = size // step
+        if has_aux:
+            aux, whole = (jax.eval_shape(lambda b: scalar(*full(b))[1], b) for b in (part(0, step), batch))
+            _refuse_other_aux(aux, whole, step, size, reduction)
         program, shapes = _jaxpr.trace(weighted, part(0, step))
         zeros = [_Sum.zero(_jaxpr.aval(v), accumulate) for v in program.outputs]
         total = jax.tree.unflatten(jax.tree.structure(shapes), zeros)
@@ -139,7 +155,8 @@ class _Sum:
 
     @classmethod
     def zero(cls, aval: Any, accumulate: str) -> _Sum:
-        return cls(_jaxpr.zeros(aval), _jaxpr.zeros(aval) if accumulate == "compensated" else None)
+        rounded = accumulate == "compensated" and _jaxpr.is_inexact(aval)
+        return cls(_jaxpr.zeros(aval), _jaxpr.zeros(aval) if rounded else None)
 
     def plus(self, x: Array) -> _Sum:
         if self.low is None:
@@ -157,7 +174,7 @@ def _is_sum(x: Any) -> bool:
 
 def _wide(x: Any) -> Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if _jaxpr.is_inexact(x) else x
 
 
 def _times(x: Array, w: Array) -> Array:
@@ -169,9 +186,7 @@ def _scalar(f: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
     def checked(*args: Any) -> Any:
         out = f(*args)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(
-                f"With `has_aux`, the function given to `{_NAME}` must return a pair; got {type(out).__name__}."
-            )
+            raise TypeError(f"With `has_aux`, the function given to `{_NAME}` must return a pair; got {shown(out)}.")
         value: Any = out[0] if has_aux else out
         if jnp.shape(value) != ():
             raise TypeError(
@@ -181,6 +196,29 @@ def _scalar(f: Callable[..., Any], has_aux: bool) -> Callable[..., Any]:
         return out
 
     return checked
+
+
+def _refuse_other_aux(aux: Any, whole: Any, step: int, size: int, reduction: str) -> None:
+    """aux, whole: the shapes of the auxiliary output for a microbatch of `step` examples and for all of them, `size`."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(aux)
+    if tree != jax.tree.structure(whole):
+        raise ValueError(
+            f"The auxiliary output of `{_NAME}` must have one structure for any number of examples; it is {tree} for "
+            f"{step} and {jax.tree.structure(whole)} for {size}. Return a {reduction} over the examples."
+        )
+    for (path, leaf), other in zip(leaves, jax.tree.leaves(whole)):
+        name = f"aux{jax.tree_util.keystr(path)}"
+        if leaf.shape != other.shape:
+            raise ValueError(
+                f"The auxiliary output of `{_NAME}` must be a {reduction} over the examples; {name} has shape {leaf.shape} "
+                f"for {step} examples and {other.shape} for {size}. Return its {reduction}, or compute it by itself."
+            )
+        if not _jaxpr.is_inexact(leaf) and (reduction == "mean" or not jnp.issubdtype(leaf.dtype, jnp.integer)):
+            remedy = 'its mean in a floating dtype, or a sum of everything with `reduction="sum"`'
+            raise TypeError(
+                f"The auxiliary output of `{_NAME}` must be a {reduction} over the examples; {name} is {leaf.dtype}. Return "
+                f"{remedy if reduction == 'mean' else 'a number of examples, as an integer'}."
+            )
 
 
 def _size(batch: Sequence[Any]) -> int:

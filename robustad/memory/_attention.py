@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -70,7 +71,8 @@ def attention(
         (B, T, N, D) or (T, N, D), of the dtype of `query`; with `return_residual`, a pair.
 
     Raises:
-        TypeError: dtypes differ or are of no kind that is expected; `scale`, `block_size` or a window is no number.
+        TypeError: dtypes differ or are of no kind that is expected; `scale`, `block_size` or a window is no number;
+            `is_causal` is no boolean.
         ValueError: shapes do not fit; `block_size` is below 1; a window is negative.
 
     Source: M. N. Rabe, C. Staats, "Self-attention does not need O(n²) memory", arXiv:2112.05682; T. Dao et al.,
@@ -99,7 +101,7 @@ def attention(
         scale=_scale(scale, H),
         keys=S,
         block=min(positive_integer("block_size", block_size), max(S, 1)),
-        causal=bool(is_causal),
+        causal=_causal(is_causal),
         window=_window(local_window_size),
     )
     operands = Operands(
@@ -130,7 +132,11 @@ def attention(
 def _check_heads(given: dict[str, Array]) -> None:
     q, k, v = given.values()
     for name, x in given.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != q.dtype:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(
+                f"`{name}` of `{_NAME}` must be of a floating dtype; got {x.dtype}. Convert it with `.astype`."
+            )
+        if x.dtype != q.dtype:
             raise TypeError(
                 f"`query`, `key` and `value` of `{_NAME}` must be of one floating dtype; `query` is {q.dtype}, `{name}` "
                 f"{x.dtype}. Convert them with `.astype`."
@@ -160,6 +166,13 @@ def _scale(scale: Any, width: int) -> float:
             "`query` by one that is not, and give `scale=1.0`."
         )
     return float(scale)
+
+
+def _causal(is_causal: Any) -> bool:
+    if isinstance(is_causal, bool | np.bool_):
+        return bool(is_causal)
+    hint = " Where it is not known when the program is traced, give a `mask`." if _jaxpr.is_traced(is_causal) else ""
+    raise TypeError(f"`is_causal` of `{_NAME}` must be True or False; got {is_causal!r}.{hint}")
 
 
 def _window(window: Any) -> tuple[int, int] | None:

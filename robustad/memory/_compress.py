@@ -117,7 +117,7 @@ class Compressed:
         outputs, leaves, plan = program.linearized(operands)
         stored = program.packed(leaves, plan)
         rng = np.random.default_rng(0)
-        moved = [o for o in outputs if _jaxpr.is_inexact(o)]
+        moved = [o for o in map(jnp.asarray, outputs) if _jaxpr.is_inexact(o)]
         cotangents = [jnp.asarray(rng.normal(size=o.shape) if o.ndim else 1.0, o.dtype) for o in moved]
         rough, exact = (program.pull(operands, plan, values, cotangents) for values in (_unpacked(stored), leaves))
         relative = [float(_norm(a - b) / _norm(b)) if _norm(b) else float(_norm(a)) for a, b in zip(rough, exact)]
@@ -147,7 +147,7 @@ class Compressed:
         closed, shape = jax.make_jaxpr(flat, return_shape=True)(*given)
         if effects := _jaxpr.visible(closed.effects):
             raise ValueError(
-                f"The function given to `{_NAME}` has effects: {', '.join(sorted(map(str, effects)))}. Take what prints, "
+                f"The function given to `{_NAME}` has effects: {', '.join(effects)}. Take what prints, "
                 "calls back or writes to a reference out of it."
             )
         closed, consts = _jaxpr.closed_over_nothing(closed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -24,13 +25,22 @@ class DiskTier:
     Args:
         directory: where; None: the system's directory of temporary files (which may lie in memory).
 
+    Raises:
+        TypeError, ValueError: `directory` is no path, or there is none of that name.
+
     >>> from robustad.memory import DiskTier
     >>> with DiskTier() as tier:
     ...     tier.runs, tier.bytes
     (0, 0)
     """
 
-    def __init__(self, directory: str | None = None):
+    def __init__(self, directory: str | os.PathLike[str] | None = None):
+        if directory is not None and not isinstance(directory, str | os.PathLike):
+            raise TypeError(
+                f"`directory` must be a path or None; got {directory!r} of type {type(directory).__name__}."
+            )
+        if directory is not None and not os.path.isdir(directory):
+            raise ValueError(f"`directory` is {directory!r}, which is no directory. Make it first: `os.makedirs`.")
         self._directory = directory
         self._files: dict[int, IO[bytes]] = {}
         self._sizes: dict[int, int] = {}
@@ -77,7 +87,7 @@ class DiskTier:
             self._sizes[number] = 0
             return np.int32(number)  # pyright: ignore[reportReturnType]
 
-    def write(self, run: Any, place: Any, *state: Any) -> None:
+    def write(self, run: Any, place: Any, *state: Any) -> np.ndarray:
         arrays = [np.asarray(x) for x in state]
         size = sum(x.nbytes for x in arrays)
         with self._lock:
@@ -86,6 +96,7 @@ class DiskTier:
             for x in arrays:
                 file.write(np.ascontiguousarray(x).tobytes())
             self._sizes[int(run)] = max(self._sizes[int(run)], (int(place) + 1) * size)
+        return np.int32(run)  # pyright: ignore[reportReturnType]
 
     def read(self, run: Any, place: Any, like: Sequence[Any]) -> list[np.ndarray]:
         sizes = [math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in like]
@@ -104,7 +115,8 @@ class DiskTier:
         if int(run) not in self._files:
             raise RuntimeError(
                 "The states of this run are no longer on disk: each backward pass reads them once. Call the forward pass "
-                "again for a second one, or keep the DiskTier open for as long as gradients are to come."
+                "again for a second one, or keep the DiskTier open for as long as gradients are to come. (In a loop around "
+                "this one JAX runs it once for all iterations if it is the same in all of them: take it out of that loop.)"
             )
         return self._files[int(run)]
 

@@ -17,6 +17,8 @@ from robustad.memory._disk import DiskTier, as_before, as_data
 from robustad.memory._loop import Loop, pick, put
 
 Arrays = list[Any]
+_NUMBER = jax.ShapeDtypeStruct((), jnp.int32)
+"""Of a run on disk."""
 
 
 def run(loop: Loop, tier: DiskTier, states: int | None, operands: Sequence[Any]) -> Arrays:
@@ -50,15 +52,19 @@ def _forward(loop: Loop, tier: DiskTier, block: int, moves: Any, moving: Arrays,
     _, consts, init, xs = loop.split(_joined(moves, moving, fixed))
     first, blocks = _blocks(loop, block, xs)
     count, head = divmod(loop.length, block)
-    number = io_callback(tier.open_run, jax.ShapeDtypeStruct((), jnp.int32), ordered=True)
+    # A loop around this one that is differentiated takes out of itself what does not depend on its iteration, and drops what
+    # gives no result: the run depends on all operands, and its number passes through what writes to it.
+    start, *_ = lax.optimization_barrier((jnp.int32(0), *moving, *fixed))
+    number = io_callback(tier.open_run, _NUMBER, start, ordered=True)
 
-    def body(carry: Arrays, given: Any) -> Any:
-        place, x = given
-        io_callback(tier.write, None, number, place, *map(as_data, carry), ordered=True)
-        return _steps(loop, consts, carry, x, block)
+    def body(state: Any, given: Any) -> Any:
+        (carry, number), (place, x) = state, given
+        number = io_callback(tier.write, _NUMBER, number, place, *map(as_data, carry), ordered=True)
+        carry, ys = _steps(loop, consts, carry, x, block)
+        return (carry, number), ys
 
     carry, ys = _steps(loop, consts, init, first, head)
-    carry, more = lax.scan(body, carry, (jnp.arange(count), blocks))
+    (carry, number), more = lax.scan(body, (carry, number), (jnp.arange(count), blocks))
     ys = [jnp.concatenate([y, m.reshape(-1, *m.shape[2:])]) for y, m in zip(ys, more)]
     return [*carry, *ys], (number, moving, fixed)
 

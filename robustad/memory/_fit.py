@@ -300,7 +300,8 @@ class Search:
         return InfeasibleBudget(
             f"`{self.call.name}` cannot be kept to {readable(self.budget)}: the least that was found is "
             f"{readable(best.measured)} ({readable(self.unplanned.measured)} unplanned). Where it needs most there are "
-            f"{held}. Give a larger budget, or smaller batches.",
+            f"{held}. Give a larger budget, or smaller batches. (A fraction is taken anew for each shape of the arguments, "
+            "as that of a smaller last batch; bytes are not.)",
             best.measured,
         )
 
@@ -396,9 +397,13 @@ def fit(
     With sharded arguments the bytes are those of a device. Under `jit` JAX does not tell shardings: call `certificate` with
     the sharded arguments first, and its plan is used. Put `fit` around `shard_map`, not inside.
 
+    What `f` writes into the state of an nnx module that it is given (statistics of BatchNorm, counts of random numbers) is
+    lost, as in `jax.jit` and `jax.checkpoint`: take the module apart by `nnx.split`, and return the new state by `has_aux`.
+
     Args:
         f: a scalar function, or with `has_aux` a function that returns (value, aux).
-        budget: bytes, a string as "2GiB", or a fraction of the temporaries that `f` needs as it is: a float up to 1.0.
+        budget: bytes, a string as "2GiB", or a fraction of the temporaries that `f` needs as it is: a float up to 1.0. A
+            fraction is taken anew for arguments of other shapes, bytes are not.
         argnums: the positions of the arguments that will be differentiated.
         has_aux: f returns (value, aux).
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body
+from robustad.memory._arguments import bound, positions, refuse_what_is_no_function, shown
 from robustad.memory._checkpoint import is_data
 
 
@@ -23,11 +24,13 @@ class GradientCall:
     def __init__(
         self, f: Callable[..., Any], argnums: int | Sequence[int], has_aux: bool, args: Any, kwargs: dict[str, Any]
     ):
-        if not callable(f):
-            raise TypeError(f"`f` is {f!r} of type {type(f).__name__}; expected a function.")
+        refuse_what_is_no_function("f", f)
+        args, kwargs = bound(f, args, kwargs)
         self.name = getattr(f, "__name__", type(f).__name__)
         self._f, self._has_aux = f, has_aux
-        chosen = _positions(argnums, args)
+        self.count = len(args)
+        """Of positional arguments."""
+        chosen = positions(argnums, self.count)
         with_paths, self._tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
         self._leaves = [leaf for _, leaf in with_paths]
         # Python's booleans and integers may decide what the function does; where they are differentiated, JAX refuses them.
@@ -47,13 +50,12 @@ class GradientCall:
             self._data, self.specs
         ):  # JAX's caches hold functions of this call, and must not hold its arrays
             self._leaves[i] = x
-        positions = [with_paths[i][0][1].idx if with_paths[i][0][0].idx == 0 else None for i in self._data]
+        self.positions = [with_paths[i][0][1].idx if with_paths[i][0][0].idx == 0 else None for i in self._data]
         self.differentiated: list[int] = [
-            k for k, x in enumerate(self.specs) if positions[k] in chosen and jnp.issubdtype(x.dtype, jnp.inexact)
+            k for k, x in enumerate(self.specs) if self.positions[k] in chosen and jnp.issubdtype(x.dtype, jnp.inexact)
         ]
-        self.positions = positions
         if not self.differentiated:
-            found = ", ".join(sorted({str(x.dtype) for k, x in enumerate(self.specs) if positions[k] in chosen}))
+            found = ", ".join(sorted({str(x.dtype) for k, x in enumerate(self.specs) if self.positions[k] in chosen}))
             raise ValueError(
                 f"the arguments `argnums` = {argnums} of `{self.name}` hold no floating array to differentiate "
                 f"(their dtypes: {found or 'none'}). Convert them, or choose others by `argnums`."
@@ -67,15 +69,12 @@ class GradientCall:
         args, kwargs = jax.tree.unflatten(self._tree, leaves)
         out = self._f(*args, **kwargs)
         if self._has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise ValueError(f"`{self.name}` with has_aux=True returns {type(out).__name__}; expected (value, aux).")
+            raise ValueError(f"`{self.name}` with has_aux=True returns {shown(out)}; expected (value, aux).")
         value: Any
         value, aux = out if self._has_aux else (out, None)
         if not is_data(value) or jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-            found = f"{jnp.result_type(value)}{list(jnp.shape(value))}" if is_data(value) else type(value).__name__
-            raise TypeError(
-                f"`{self.name}` returns {found}; expected a scalar of a floating dtype. Reduce it "
-                "by `jnp.sum` or `jnp.mean`" + ("." if self._has_aux else ", or give has_aux=True for (value, aux).")
-            )
+            remedy = _remedy(value, self._has_aux)
+            raise TypeError(f"`{self.name}` returns {shown(value)}; expected a scalar of a floating dtype. {remedy}")
         leaves, tree = jax.tree.flatten(aux)
         self.aux = (tree, [None if is_data(x) else x for x in leaves])
         return value, [x for x in leaves if is_data(x)]
@@ -128,12 +127,16 @@ def temporaries(compiled: Any) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def _positions(argnums: int | Sequence[int], args: Sequence[Any]) -> set[int]:
-    wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    for i in wanted:
-        if not isinstance(i, int) or not -len(args) <= i < len(args):
-            raise ValueError(f"`argnums` is {argnums!r}, but the call has {len(args)} positional arguments.")
-    return {i % len(args) for i in wanted}
+def _remedy(value: Any, has_aux: bool) -> str:
+    """How what is no floating scalar becomes one."""
+    if not is_data(value):
+        pair = isinstance(value, tuple) and len(value) == 2 and not has_aux
+        return "Give has_aux=True for (value, aux)." if pair else "Return one number."
+    if jnp.shape(value) != ():
+        return "Reduce it by `jnp.sum` or `jnp.mean`."
+    if jnp.issubdtype(jnp.result_type(value), jnp.complexfloating):
+        return "Take `jnp.real` or `jnp.abs` of it."
+    return "What is no floating number has no gradient: compute it in a floating dtype."
 
 
 def spec(x: Any) -> Any:

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from robustad import _jaxpr
+from robustad.memory._arguments import shown
+
 Mode = Literal["forward over reverse", "reverse over forward", "reverse over reverse"]
 
 
@@ -30,8 +33,9 @@ def hvp(
         (gradient, product), tuples of the structure of `primals`.
 
     Raises:
-        TypeError: `tangents` differ from `primals` in structure or shape; f does not return a scalar (from JAX).
-        ValueError: `mode` is none of the three.
+        TypeError: `primals` or `tangents` is no tuple or list; they differ in structure or shape; f does not return a
+            scalar (from JAX).
+        ValueError: `mode` is none of the three; `primals` is empty.
 
     Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994) 147-160.
 
@@ -41,10 +45,18 @@ def hvp(
     >>> gradient[0].tolist(), product[0].tolist()
     ([3.0, 12.0], [6.0, 0.0])
     """
+    for name, given in (("primals", primals), ("tangents", tangents)):
+        if not isinstance(given, tuple | list):
+            raise TypeError(
+                f"`{name}` must be a tuple or list, one for each argument; got {shown(given)}. Write `(x,)`."
+            )
+    if not primals:
+        raise ValueError("`primals` is empty: there is nothing to differentiate.")
     primals, tangents = tuple(primals), tuple(tangents)
     shapes, given = (jax.tree.map(jnp.shape, tree) for tree in (primals, tangents))
     if shapes != given:
         raise TypeError(f"`tangents` must have the structure and shapes of `primals`, {shapes}; got {given}.")
+    tangents = jax.tree.map(lambda x, v: _jaxpr.varying_over(v, _jaxpr.varies_over(x)), primals, tangents)
     gradient = jax.grad(f, tuple(range(len(primals))))
     if mode == "forward over reverse":
         return jax.jvp(gradient, primals, tangents)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from robustad.memory._arguments import positive_integer
+from robustad import _jaxpr
+from robustad.memory._arguments import bound, positions, positive_integer, refuse_what_is_no_function
 
 
 def jacobian(
@@ -29,7 +30,7 @@ def jacobian(
     Args:
         f: a function of pytrees of real floating arrays that returns one.
         chunk: rows (reverse) or columns (forward) at a time, at least 1. More take more memory and less time.
-        argnums: the positions of the arguments to differentiate.
+        argnums: the positions of the arguments to differentiate. The others, also those given by keyword, are constants.
         mode: "reverse": by rows, one backward pass each, from one forward pass. "forward": by columns. None: the one with
             fewer passes, reverse where f has no more outputs than inputs. A Hessian is
             `jacobian(jax.grad(f), chunk, mode="forward")`.
@@ -39,8 +40,8 @@ def jacobian(
         the arguments, of arrays of shape `(*result.shape, *argument.shape)`.
 
     Raises:
-        TypeError: `chunk` is not an integer; an argument or result is not real floating.
-        ValueError: `chunk` is below 1; `mode` is none of the words above.
+        TypeError: f is no function; `chunk` or `argnums` is not of integers; an argument or result is not real floating.
+        ValueError: `chunk` is below 1; `mode` is none of the words above; `argnums` do not fit the call.
 
     Source: A. Griewank, A. Walther, "Evaluating Derivatives", 2nd ed. (2008), chapter 3 (vector modes).
 
@@ -49,27 +50,29 @@ def jacobian(
     >>> jax.jit(jacobian(lambda x: x[:2] * x[1], 2))(jnp.array([3.0, 4.0, 5.0])).tolist()
     [[4.0, 3.0, 0.0], [0.0, 8.0, 0.0]]
     """
+    refuse_what_is_no_function("f", f)
     chunk = positive_integer("chunk", chunk)
     if mode not in (None, "forward", "reverse"):
         raise ValueError(f'`mode` must be "forward", "reverse" or None; got {mode!r}.')
 
     @functools.wraps(f)
-    def of(*args: Any) -> Any:
-        places = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    def of(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = bound(f, args, kwargs)
+        places = positions(argnums, len(args))
 
         def of_chosen(chosen: Any) -> Any:
             full = list(args)
             for i, value in zip(places, chosen):
                 full[i] = value
-            return f(*full)
+            return f(*full, **kwargs)
 
         given = jax.tree.map(jnp.asarray, tuple(args[i] for i in places))
         shapes = jax.eval_shape(of_chosen, given)
-        _require_real("argument", given)
-        _require_real("result", shapes)
+        _require_real("argument", given, "Leave it out of `argnums`, or close over it.")
+        _require_real("result", shapes, "Return `jnp.real` and `jnp.imag` of what is complex, and convert the others.")
         rows = _size(shapes) <= _size(given) if mode is None else mode == "reverse"
         result = (_by_rows if rows else _by_columns)(of_chosen, given, chunk)
-        if not isinstance(argnums, int):
+        if isinstance(argnums, Sequence):
             return result
         return jax.tree.map(lambda _, chosen: chosen[0], shapes, result)
 
@@ -109,7 +112,8 @@ def _unit(tree: Any, i: Array) -> Any:
     starts = iter(_starts(tree))
 
     def one(leaf: Array) -> Array:
-        return (jnp.arange(leaf.size) == i - next(starts)).astype(leaf.dtype).reshape(leaf.shape)
+        unit = (jnp.arange(leaf.size) == i - next(starts)).astype(leaf.dtype).reshape(leaf.shape)
+        return _jaxpr.varying_over(unit, _jaxpr.varies_over(leaf))
 
     return jax.tree.map(one, tree)
 
@@ -123,10 +127,10 @@ def _size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _require_real(kind: str, tree: Any) -> None:
+def _require_real(kind: str, tree: Any, remedy: str) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"`jacobian` needs real floating arrays; {kind}{jax.tree_util.keystr(path)} is of dtype "
-                f"{leaf.dtype}. Leave it out of `argnums`, or close over it."
+                f"{leaf.dtype}. {remedy}"
             )

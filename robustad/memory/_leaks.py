@@ -253,6 +253,9 @@ def _told_of_tracers(call: Callable[[], None]) -> str | None:
 _MISS = re.compile(
     r"TRACING CACHE MISS at (?P<file>.+?):(?P<line>\d+)(?::\d+)?(?: \((?P<function>.*)\))?:\n(?P<why>.*)", re.S
 )
+_TYPES = re.compile(r"Compiling (?P<function>\S+) with global shapes and types (?P<types>.*)\. Argument mapping", re.S)
+_OF_EARLIER_CHECKS = re.compile(r"for (?P<function>\S+).*xla_metadata_context_manager differs: now None", re.S)
+"""What JAX says of a function that was checked before: the nearest trace that it knows is one of `_told_of_tracers`."""
 _LOGGER = "jax"
 
 
@@ -267,17 +270,20 @@ class _Messages(logging.Handler):
 
 @dataclasses.dataclass
 class _Traces:
-    """What JAX says of its caches, and the functions that it compiled."""
+    """What JAX says of its caches, and the functions that it traced and compiled."""
 
     told: list[str]
+    traced: list[str]
     compiled: list[str]
 
 
 @contextlib.contextmanager
 def _traces() -> Iterator[_Traces]:
-    messages, compiled = _Messages(), []
+    messages, traced, compiled = _Messages(), [], []
 
     def listen(event: str, duration_secs: float, **about: Any) -> None:
+        if event.endswith("jaxpr_trace_duration"):
+            traced.append(f"jit({about.get('fun_name')})")
         if event.endswith("backend_compile_duration"):
             compiled.append(str(about.get("fun_name", "a function")))
 
@@ -287,8 +293,8 @@ def _traces() -> Iterator[_Traces]:
     logger.setLevel(logging.WARNING)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        with jax.explain_cache_misses(True):
-            yield _Traces(messages.told, compiled)
+        with jax.explain_cache_misses(True), jax.log_compiles(True):
+            yield _Traces(messages.told, traced, compiled)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
         logger.handlers, logger.propagate = own[0], own[2]
@@ -306,13 +312,29 @@ def _retraces(traces: _Traces, calls: int) -> list[Leak]:
         if 2 * count < calls:
             continue
         why = next(m["why"] for m in reversed(misses) if (m["file"], int(m["line"])) == (file, line))
+        if own := _OF_EARLIER_CHECKS.search(why):
+            why = _other_types(traces, own["function"])
         why = re.sub(r" id=\d+", "", " ".join(why.split()))
         found.append(
             Leak("retrace", f"in `{function}`", count / calls, 0, file, line, f"JAX: {why}.".replace("..", "."), remedy)
         )
     if not found:
         for function, count in Counter(traces.compiled).items():
-            if 2 * count >= calls:
+            if 2 * count < calls:
+                continue
+            if 2 * traces.traced.count(function) >= calls:
+                cause = "It is traced and compiled again: other shapes, dtypes or parameters."
+            else:
                 cause = "It is compiled again, though not traced: other shardings or devices."
-                found.append(Leak("retrace", function, count / calls, 0, None, None, cause, remedy))
+            found.append(Leak("retrace", function, count / calls, 0, None, None, cause, remedy))
     return found
+
+
+def _other_types(traces: _Traces, function: str) -> str:
+    """Why a function was traced the last time, from what it was compiled for."""
+    told = [m["types"] for m in map(_TYPES.match, traces.told) if m and m["function"] == f"jit({function})"]
+    before, now = ([], [], *(re.findall(r"ShapedArray\(([^()]*)\)", types) for types in told))[-2:]
+    for a, b in zip(before, now):
+        if a != b:
+            return f"for {function} different input types: now {b} and before {a}"
+    return f"for {function} no reason is told, as an earlier `{_NAME}` has traced it too: see it in a new process"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from robustad.memory._arguments import refuse_what_is_no_function
 from robustad.memory._bytes import readable
 from robustad.memory._fit import Call, InfeasibleBudget, Search, certificate_of
 
@@ -39,11 +41,12 @@ class Pareto:
     def to_svg(self) -> str:
         """The curve: bytes to the right, operations added upwards."""
         width, height, left, low = 520, 260, 60, 30
-        most = max(p.measured for p in self.points)
-        highest = max(0.01, *(p.flop_ratio - 1 for p in self.points), 0.01)
+        most = max((p.measured for p in self.points), default=0)
+        highest = max([0.01, *(p.flop_ratio - 1 for p in self.points)])
+        told = f"{readable(most)} of temporaries" if self.points else f"no plan was found for {self.infeasible:g}"
         places = [
             (
-                left + (width - left - 20) * p.measured / most,
+                left + (width - left - 20) * p.measured / max(1, most),
                 height - low - (height - low - 20) * (p.flop_ratio - 1) / highest,
             )
             for p in self.points
@@ -61,7 +64,7 @@ class Pareto:
             f'<polyline points="{line}" fill="none" stroke="#3567b5" stroke-width="2"/>{dots}'
             f'<text x="{left - 6}" y="24" text-anchor="end">{highest:+.0%}</text>'
             f'<text x="{left - 6}" y="{height - low}" text-anchor="end">+0%</text>'
-            f'<text x="{width - 10}" y="{height - 10}" text-anchor="end">{readable(most)} of temporaries</text></svg>'
+            f'<text x="{width - 10}" y="{height - 10}" text-anchor="end">{told}</text></svg>'
         )
 
 
@@ -83,10 +86,17 @@ def pareto(
         A function of f's arguments that returns the curve: `.points`, `str()`, `.to_svg()`.
 
     Raises:
-        ValueError: a fraction is not above 0, or above 1.
+        TypeError: `fractions` is no sequence.
+        ValueError: a fraction is no number above 0, or above 1; there is none.
     """
+    refuse_what_is_no_function("f", f)
+    if isinstance(fractions, str) or not isinstance(fractions, Iterable):
+        raise TypeError(f"`fractions` is {fractions!r}; expected a sequence of fractions, as (0.8, 0.5).")
+    fractions = tuple(fractions)
+    if not fractions:
+        raise ValueError("`fractions` is empty; expected fractions of the unplanned peak, as (0.8, 0.5).")
     for fraction in fractions:
-        if not 0 < fraction <= 1:
+        if not isinstance(fraction, numbers.Real) or not 0 < fraction <= 1:
             raise ValueError(
                 f"`fractions` holds {fraction!r}; expected fractions of the unplanned peak, above 0, at most 1."
             )
@@ -101,21 +111,18 @@ def pareto(
             except InfeasibleBudget:
                 refused = fraction
                 break
-            points.append(ParetoPoint(fraction, certificate.measured, certificate.flop_ratio))
+            ratio = certificate.flop_ratio if search.unplanned.flops else 1.0
+            points.append(ParetoPoint(fraction, certificate.measured, ratio))
         return Pareto(getattr(f, "__name__", type(f).__name__), tuple(_falling(points)), refused)
 
     return drawn
 
 
 def _falling(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
-    """The points that no other beats in both."""
+    """The points that no other beats in both; of equal ones the first."""
+    places = [(p.measured, p.flop_ratio) for p in points]
     return [
         p
-        for p in points
-        if not any(
-            q.measured <= p.measured
-            and q.flop_ratio <= p.flop_ratio
-            and (q.measured, q.flop_ratio) != (p.measured, p.flop_ratio)
-            for q in points
-        )
+        for i, (p, own) in enumerate(zip(points, places))
+        if own not in places[:i] and not any(q[0] <= own[0] and q[1] <= own[1] and q != own for q in places)
     ]

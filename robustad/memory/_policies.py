@@ -26,6 +26,8 @@ def checked(policy: Any, name: str = "policy") -> Policy:
             "bool: one of jax.checkpoint_policies, or of robustad.memory, as `save_names('attention')`. A name or a size "
             "alone is no policy: write `save_names(name)` or `save_bytes(at_most=size)`."
         )
+    if policy in _MAKERS:
+        raise TypeError(f"`{name}` is `{policy.__name__}`, which makes policies. Call it: `{policy.__name__}(...)`.")
     return policy
 
 
@@ -95,6 +97,9 @@ def all_of(*policies: Policy) -> Policy:
 def not_(policy: Policy) -> Policy:
     """Keeps what the policy does not keep."""
     return _Not(checked(policy))
+
+
+_MAKERS = (save_bytes, save_names, save_primitives, save_flops_per_byte, any_of, all_of, not_)
 
 
 # -------------------------------------------------------------------------------------------- what they are

@@ -13,6 +13,7 @@ import jax
 
 from robustad import _jaxpr
 from robustad._jaxpr import Body, Call, Cond, Path, Scan, ShardMap, Site, While
+from robustad.memory._arguments import positions, refuse_what_is_no_function
 from robustad.memory._bytes import in_bytes
 from robustad.memory._checkpoint import checkpoint
 from robustad.memory._flat import flat
@@ -188,7 +189,8 @@ def report(
         donate_argnums: positions of arguments that the caller would donate (`jax.jit(..., donate_argnums=...)`).
         optimizer: an optax transformation, whose state is counted too.
         policies: by name, checkpoint policies whose effect is predicted; by default JAX's `nothing_saveable`,
-            `dots_saveable` and `dots_with_no_batch_dims_saveable`.
+            `dots_saveable` and `dots_with_no_batch_dims_saveable`. Those that cannot be applied to f are left out: all,
+            where it calls back or writes to references.
         compile: False leaves out what only compiling tells: `measured` and `aliased`.
 
     Returns:
@@ -196,7 +198,7 @@ def report(
         shardings too: nothing is computed.
 
     Raises:
-        TypeError: f is no function, or its value no floating scalar; a policy is none.
+        TypeError: f is no function, or its value no floating scalar; a policy is none; `argnums` are no integers.
         ValueError: `argnums` do not fit the call, or name nothing that can be differentiated.
 
     Example:
@@ -208,20 +210,23 @@ def report(
         >>> needs.argument_bytes, needs.output_bytes, needs.fits("2 MiB")
         (278528, 16388, True)
     """
+    refuse_what_is_no_function("f", f)
     chosen = POLICIES if policies is None else policies
     for name, policy in chosen.items():
         checked(policy, f"policies[{name!r}]")
 
     def measured(*args: Any, **kwargs: Any) -> MemoryReport:
         call = GradientCall(f, argnums, has_aux, args, kwargs)
-        donated = _donated(call, donate_argnums, len(args))
+        donated = [
+            k for k, i in enumerate(call.positions) if i in positions(donate_argnums, call.count, "donate_argnums")
+        ]
         log.info("tracing %s", call.name)
         sites = {site.path: site for site in _jaxpr.sites(call.program)}
         steps = flat(call.program, sites)
         alive = live(steps, sites)
         gradient_flops = program_flops(call.program)
         split = max((_shards(spec) for spec in call.specs), default=1)
-        effects = tuple(_effect(call, f, name, policy, gradient_flops, split) for name, policy in chosen.items())
+        effects = [_effect(call, f, name, policy, gradient_flops, split) for name, policy in chosen.items()]
         outputs = [_jaxpr.aval(v) for v in call.program.outputs]
         donations = _donations(call, outputs, donated)
         arguments = _arguments(call, donations)
@@ -245,7 +250,7 @@ def report(
             gradient_flops=gradient_flops,
             recomputed_flops=recomputed_flops(call.program),
             devices=max((len(s.sharding.device_set) for s in call.specs if s.sharding is not None), default=1),
-            policies=effects,
+            policies=tuple(effect for effect in effects if effect is not None),
             timeline=tuple(_moment(size, step.site) for size, step in zip(alive.bytes, steps.steps)),
             peak_lines=_at_peak(steps, alive),
         )
@@ -254,13 +259,6 @@ def report(
 
 
 # ----------------------------------------------------------------------------------------------- arguments
-
-
-def _donated(call: GradientCall, donate_argnums: int | Sequence[int], count: int) -> list[int]:
-    wanted = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
-    if bad := [i for i in wanted if not -count <= i < count]:
-        raise ValueError(f"`donate_argnums` names {bad[0]}, but the call has {count} positional arguments.")
-    return [k for k, position in enumerate(call.positions) if position in {i % count for i in wanted}]
 
 
 def _per_device(spec: Any) -> int:
@@ -399,9 +397,12 @@ def _moment(size: int, site: Site) -> Moment:
 
 def _effect(
     call: GradientCall, f: Callable[..., Any], name: str, policy: Policy, gradient_flops: int, split: int
-) -> PolicyEffect:
+) -> PolicyEffect | None:
     other = call.of(checkpoint(f, policy=policy))
-    sites = {site.path: site for site in _jaxpr.sites(other.program)}
+    try:
+        sites = {site.path: site for site in _jaxpr.sites(other.program)}
+    except NotImplementedError:  # a checkpoint would repeat the effects of f
+        return None
     peak = live(flat(other.program, sites), sites).peak // split
     kept = sum(r.bytes for r in _residuals(other))
     return PolicyEffect(name, peak, kept, program_flops(other.program) / max(1, gradient_flops))

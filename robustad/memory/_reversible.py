@@ -136,7 +136,7 @@ class Reversible:
         _, found = stack.back(operands[: sum(stack.groups[:4])], output, keep=True)
 
         def largest(states: list[Array]) -> Array:
-            each = [jnp.max(jnp.abs(s.astype(wide)).reshape(stack.length, -1), 1, initial=0) for s in states]
+            each = [jnp.max(jnp.abs(s.astype(wide)), tuple(range(1, s.ndim)), initial=0) for s in states]
             return jnp.max(jnp.stack(each), 0)
 
         wide = jnp.result_type(jnp.float32, *true)

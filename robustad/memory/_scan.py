@@ -12,7 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from robustad import _jaxpr
 from robustad.memory import _disk_scan, _loop_plan, _loop_primitive, _step
-from robustad.memory._arguments import integer_from, positive_integer
+from robustad.memory._arguments import integer_from, positive_integer, refuse_what_is_no_function
 from robustad.memory._bytes import in_bytes, readable
 from robustad.memory._disk import DiskTier
 from robustad.memory._loop import Loop, Plan
@@ -66,14 +66,15 @@ def checkpointed_scan(
 
         tier: a `DiskTier`: the states before `checkpoints` blocks of steps, √n if not given, go to disk, and each step is
             computed twice. For states that are large beside what a step computes. Reverse mode of first order on one device
-            only: JAX refuses `vmap`, `shard_map` and further derivatives of the calls that write and read.
+            only: JAX refuses `vmap`, `shard_map`, `checkpoint` and further derivatives of the calls that write and read. It
+            may stand in the body of a `jax.lax.scan`, if it depends on that loop's iteration.
 
     Returns:
         `(carry, ys)` as `jax.lax.scan` does.
 
     Raises:
-        TypeError: the body returns no pair, or a carry of another structure, shape or dtype; a leaf is no array; an integer
-            is none; `tier` is no `DiskTier`.
+        TypeError: the body is no function, or returns no pair, something that is no array, or a carry of another structure,
+            shape or dtype; a leaf is no array; an integer is none; `tier` is no `DiskTier`.
         ValueError: `checkpoints` is below 1; `budget` is below one state, or no size; both are given, or `budget` and
             `tier`; `tier` inside `shard_map`; lengths are missing or disagree; the body has effects (printing, callbacks,
             writing to references), which would be repeated.
@@ -91,12 +92,14 @@ def checkpointed_scan(
     >>> bool(gradient(2.5) == plain(2.5))
     True
     """
+    refuse_what_is_no_function("body", body)
     carry = _step.as_arrays(_NAME, "init", init)
     xs = _step.as_arrays(_NAME, "xs", xs)
     length = _length(xs, length)
     unroll = positive_integer("unroll", int(unroll) or 1 if isinstance(unroll, bool) else unroll)
     leaves, tree = jax.tree.flatten(carry)
     if length == 0:
+        _ = limit_of(_NAME, leaves, checkpoints, budget) if tier is None else _states(tier, checkpoints, budget)
         return lax.scan(body, init, xs, length=0)
     x = jax.tree.map(lambda a: _jaxpr.first_of(jax.typeof(a)), xs)
     step, consts, leaves, y_tree = _step.trace_step(_NAME, body, jax.tree.unflatten(tree, leaves), x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -85,7 +86,9 @@ def revolve_schedule(n: int, s: int, *, costs: Sequence[float] | None = None) ->
         actions = tuple(_actions(n, s, lambda start, stop, free: start + _binomial.split(stop - start, free)))
         advances = _binomial.advances(n, s)
         return Schedule(n, s, actions, advances, float(advances))
-    weights = np.asarray(costs, np.float64)
+    weights = np.empty(0)
+    with contextlib.suppress(TypeError, ValueError):  # what holds no numbers is refused below
+        weights = np.asarray(list(costs), np.float64)
     if weights.shape != (n,) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
         raise ValueError(f"`costs` must hold {n} finite numbers not below zero, one for each step; got {costs!r}.")
     cost, splits = _least_cost(weights, min(s, n))

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
-import numpy as np
 
 from robustad import _jaxpr
+from robustad.memory._arguments import shown
+from robustad.memory._checkpoint import is_data
 
 
 def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[Any, list[Any], list[Any], Any]:
@@ -32,7 +33,9 @@ def trace_step(name: str, body: Callable[..., Any], init: Any, x: Any) -> tuple[
         carry = jax.tree.unflatten(tree, operands[: len(leaves)])
         out = body(carry, jax.tree.unflatten(x_tree, operands[len(leaves) :]))
         if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"The body of `{name}` must return a pair (carry, y); got {_shown(out)}.")
+            raise TypeError(f"The body of `{name}` must return a pair (carry, y); got {shown(out)}.")
+        for argument, returned in zip(("carry", "y"), out):
+            _refuse_what_is_no_array(name, argument, returned)
         return out
 
     while True:
@@ -97,7 +100,7 @@ def refuse_effects(name: str, effects: Any) -> None:
     effects = _jaxpr.visible(effects)
     if effects:
         raise ValueError(
-            f"The body of `{name}` has effects: {', '.join(sorted(map(str, effects)))}. Its steps are computed more than "
+            f"The body of `{name}` has effects: {', '.join(effects)}. Its steps are computed more than "
             "once in reverse mode, so they would be seen more than once. Take out of the body what prints, calls back or "
             "writes to a reference (return it as a y), or use `jax.lax.scan`."
         )
@@ -119,20 +122,17 @@ def _refuse_other_types(name: str, init: Any, leaves: Sequence[Any], avals: Sequ
         )
 
 
-def _shown(out: Any) -> str:
-    size = f" of {len(out)}" if isinstance(out, tuple | list) else ""
-    return f"{type(out).__name__}{size}"
-
-
 def as_arrays(name: str, argument: str, tree: Any) -> Any:
     """The pytree with arrays for its leaves."""
+    _refuse_what_is_no_array(name, argument, tree)
+    return jax.tree.map(jnp.asarray, tree)
 
-    def array(path: Any, leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
-            return jnp.asarray(leaf)
-        raise TypeError(
-            f"`{argument}` of `{name}` must be a pytree of arrays; {argument}{jax.tree_util.keystr(path)} is of type "
-            f"{type(leaf).__name__}. Close over what is no array (equinox: `eqx.partition` the module; flax: `nnx.split`)."
-        )
 
-    return jax.tree_util.tree_map_with_path(array, tree)
+def _refuse_what_is_no_array(name: str, argument: str, tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not is_data(leaf):
+            raise TypeError(
+                f"`{argument}` of `{name}` must be a pytree of arrays; {argument}{jax.tree_util.keystr(path)} is of type "
+                f"{type(leaf).__name__}. Close over what is no array (equinox: `eqx.partition` the module; flax: "
+                "`nnx.split`)."
+            )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from robustad import _jaxpr
 from robustad.memory import _loop_plan, _step, _while_primitive
-from robustad.memory._arguments import positive_integer
+from robustad.memory._arguments import positive_integer, refuse_what_is_no_function
 from robustad.memory._loop import Loop, Plan
 from robustad.memory._scan import EVALUATIONS, limit_of
 
@@ -67,6 +67,8 @@ def checkpointed_while(
     >>> round(float(jax.jit(jax.grad(sqrt))(4.0)), 5)
     0.25
     """
+    for name, function in (("cond", cond), ("body", body)):
+        refuse_what_is_no_function(name, function)
     carry = _step.as_arrays(_NAME, "init", init)
     max_steps = positive_integer("max_steps", max_steps)
     step, consts, leaves, _ = _step.trace_step(_NAME, lambda c, _: (body(c), None), carry, None)

@@ -131,6 +131,8 @@ def test_inside_other_transformations():
         ({"microbatch": 2}, (WEIGHTS, X, Y[:3]), ValueError, r"batch\[0\] 13, batch\[1\] 3"),
         ({"microbatch": 2}, (WEIGHTS, X, 1.0), ValueError, "is a scalar"),
         ({"microbatch": 2}, (WEIGHTS, X[:0], Y[:0]), ValueError, "no examples"),
+        ({"microbatch": 2, "argnums": "a"}, (WEIGHTS, X, Y), TypeError, "`argnums` is 'a'; expected the position"),
+        ({"microbatch": 2, "argnums": 3}, (WEIGHTS, X, Y), ValueError, "`argnums` is 3, but the call has 3 positional"),
         ({"microbatch": 2, "argnums": (0, 1, 2)}, (WEIGHTS, X, Y), ValueError, "needs a batch"),
     ],
 )
@@ -139,8 +141,46 @@ def test_refusals(options, args, error, message):
         accumulate_gradients(mean, **options)(*args)
 
 
+def test_keywords():
+    f = accumulate_gradients(mean, 4)
+    assert worst(f(y=Y, params=WEIGHTS, x=X), f(WEIGHTS, X, Y)) == 0
+    with pytest.raises(TypeError, match=r"by position; got `scale`\. Close over"):
+        accumulate_gradients(lambda w, x, *, scale: jnp.sum(w * x) * scale, 4)(1.0, X, scale=2.0)
+    with pytest.raises(TypeError, match="`f` is None of type NoneType; expected a function"):
+        accumulate_gradients(None, 2)  # pyright: ignore
+
+
 def test_refuses_what_is_no_scalar():
     with pytest.raises(TypeError, match=r"must return a scalar, .*got shape \(2, 4\)"):
         accumulate_gradients(squares, 2)(WEIGHTS, X, Y)
-    with pytest.raises(TypeError, match="must return a pair"):
+    with pytest.raises(TypeError, match=r"must return a pair; got float32\[\]"):
         accumulate_gradients(functools.partial(mean), 2, has_aux=True)(WEIGHTS, X, Y)
+
+
+def test_counts_are_added_exactly():
+    """As integers: in float32 numbers from 2**24 up would be rounded."""
+
+    def loss(w, x):
+        return jnp.sum(w * x), {"large": jnp.sum(jnp.where(x > 2, 2**24 + 1, 0)), "sum": jnp.sum(x)}
+
+    (_, aux), _ = jax.jit(accumulate_gradients(loss, 2, has_aux=True, reduction="sum"))(1.0, jnp.arange(7.0))
+    assert aux["large"].dtype == jnp.int32
+    assert (int(aux["large"]), float(aux["sum"])) == (4 * (2**24 + 1), 21)
+
+
+def test_refuses_what_is_no_mean_of_the_examples():
+    def of(aux, batch=7, **options):
+        f = accumulate_gradients(lambda w, x: (jnp.mean(w * x), aux(x)), 2, has_aux=True, **options)
+        return f(1.0, jnp.arange(float(batch)))
+
+    with pytest.raises(
+        ValueError, match=r"aux\['each'\] has shape \(2,\) for 2 examples and \(7,\) for 7. Return its mean"
+    ):
+        of(lambda x: {"each": x})
+    with pytest.raises(ValueError, match="must have one structure for any number of examples"):
+        of(list)
+    with pytest.raises(TypeError, match="aux is int32"):
+        of(lambda x: jnp.sum(x > 2))
+    with pytest.raises(TypeError, match="aux is bool"):
+        of(lambda x: jnp.any(x > 2), reduction="sum")
+    assert of(lambda x: x * 2, batch=2)[0][1].tolist() == [0, 2]  # a batch that is one microbatch

@@ -279,7 +279,9 @@ Q = jnp.ones((1, 3, 2, 4))
     ("call", "error", "message"),
     [
         (lambda: attention(Q, Q, Q.astype(jnp.bfloat16)), TypeError, "`value` bfloat16"),
-        (lambda: attention(Q.astype(int), Q, Q), TypeError, "one floating dtype; `query` is int32"),
+        (lambda: attention(Q.astype(int), Q, Q), TypeError, "`query` of .* must be of a floating dtype; got int32"),
+        (lambda: attention(Q, Q, Q, is_causal="no"), TypeError, "must be True or False; got 'no'"),  # pyright: ignore
+        (lambda: jax.jit(attention)(Q, Q, Q, is_causal=True), TypeError, "give a `mask`"),
         (lambda: attention(Q, Q[0], Q[0]), ValueError, r"`key` \(3, 2, 4\)"),
         (lambda: attention(Q, Q[..., :3], Q), ValueError, r"key \(1, 3, 2, 3\)"),
         (lambda: attention(Q[:, :, :1], Q, Q), ValueError, "a multiple of the heads of keys"),

@@ -310,6 +310,11 @@ def step(c, x):
         ((step, 0.0, None), {"length": -1}, ValueError, "`length` must be an integer from 0 up"),
         ((step, {"f": jnp.sin}, jnp.ones(3)), {}, TypeError, r"init\['f'\] is of type"),
         ((lambda c, x: c, 0.0, jnp.ones(3)), {}, TypeError, r"must return a pair \(carry, y\)"),
+        ((None, 0.0, jnp.ones(3)), {}, TypeError, "`body` is None of type NoneType; expected a function"),
+        ((lambda c, x: (c, {"a": "b"}), 0.0, jnp.ones(3)), {}, TypeError, r"`y` of .*; y\['a'\] is of type str"),
+        ((step, 0.0, None, 0), {"checkpoints": 0}, ValueError, "from 1 up; got 0"),
+        ((step, 0.0, None, 0), {"budget": "x"}, ValueError, "a number and a unit"),
+        ((step, 0.0, None, 0), {"tier": "disk"}, TypeError, "must be a DiskTier"),
         ((lambda c, x: ((c, c), x), 0.0, jnp.ones(3)), {}, TypeError, "carry of the structure"),
         (
             (lambda c, x: (c.astype(jnp.int8), x), jnp.ones(2), jnp.ones(3)),

@@ -167,6 +167,7 @@ def test_online_schedule_against_the_optimum_for_known_lengths(slots):
             "`max_steps` must be an integer from 1",
         ),
         ((lambda c: c, lambda c: c + 1, 0.0), {"max_steps": 3}, TypeError, "must return one boolean"),
+        ((lambda c: c < 1, None, 0.0), {"max_steps": 3}, TypeError, "`body` is None of type NoneType"),
         ((lambda c: c < 1, lambda c: c + 1, jnp.ones(2)), {"max_steps": 3}, TypeError, "jnp.any"),
         ((lambda c: c < 1, lambda c: c[None], 0.0), {"max_steps": 3}, TypeError, "takes float32.., returns float32.1."),
         ((lambda c: c < 1, lambda c: c + 1, 0.0), {"max_steps": 3, "budget": 3}, ValueError, "at least one state"),

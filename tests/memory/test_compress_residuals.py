@@ -183,6 +183,10 @@ def test_small_and_narrow_residuals_stay():
     equal_bits(jax.grad(compress_residuals(f))(x), jax.grad(f)(x))
 
 
+def test_the_error_of_a_constant():
+    assert compress_residuals(lambda x: 1.0).error(jnp.ones(3)).worst == 0
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

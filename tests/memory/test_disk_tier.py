@@ -103,6 +103,33 @@ def test_a_training_loop_in_a_scan():
         assert tier.runs == 0
 
 
+@pytest.mark.parametrize("jitted", [False, True])
+def test_in_a_scan_that_is_differentiated(jitted):
+    """Its operands change with the outer loop's iteration: the carry, or the xs alone."""
+    xs, start = normal(2, 3, 4), normal(3, 4)
+
+    def loss(scan, **options):
+        def outer(c, w):
+            carry = lambda c: scan(lambda c, _: (jnp.sin(c * w), None), c, None, 5, **options)[0]  # noqa: E731
+            ys = scan(lambda c, x: (jnp.cos(c), c * x), start, w, **options)[1]
+            return (jax.jit(carry) if jitted else carry)(c) + jnp.sum(ys, 0), None
+
+        return jax.jit(jax.grad(lambda c, xs: jnp.sum(jax.lax.scan(outer, c, xs)[0] ** 2), (0, 1)))
+
+    with DiskTier() as tier:
+        got = loss(checkpointed_scan, tier=tier)(start, xs)
+        assert worst(got, loss(jax.lax.scan)(start, xs)) < 1e-6
+        assert tier.runs == 0
+
+
+def test_directories(tmp_path):
+    with pytest.raises(ValueError, match="which is no directory"):
+        DiskTier(str(tmp_path / "none"))
+    with pytest.raises(TypeError, match="`directory` must be a path or None; got 3 of type int"):
+        DiskTier(3)  # pyright: ignore
+    DiskTier(tmp_path)
+
+
 def test_refusals():
     step, x = lambda c, _: (jnp.sin(c), None), jnp.ones(3)
     with pytest.raises(TypeError, match="`tier` of `checkpointed_scan` must be a DiskTier; got 'disk'"):

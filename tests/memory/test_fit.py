@@ -17,7 +17,7 @@ from flax import nnx
 from jax import lax
 
 from robustad import _jaxpr
-from robustad.memory import InfeasibleBudget, checkpoint, checkpointed_scan, fit, pareto
+from robustad.memory import InfeasibleBudget, Pareto, checkpoint, checkpointed_scan, fit, pareto
 from robustad.memory._fit import Call, _Outcome, between
 from robustad.memory._flat import flat, plain_call
 from robustad.memory._flops import program_flops
@@ -120,7 +120,7 @@ def test_straight_line_gradients_agree():
 def test_what_is_impossible_is_refused_with_the_least():
     with pytest.raises(InfeasibleBudget, match=r"`layers` cannot be kept to 1.00 KiB: the least .* at test_fit.py:\d+"):
         fit(layers, "1 KiB").certificate(WS, X)
-    with pytest.raises(InfeasibleBudget) as caught:
+    with pytest.raises(InfeasibleBudget, match="A fraction is taken anew for each shape") as caught:
         jax.grad(fit(layers, 0.01))(WS, X)
     assert 0.1 * UNPLANNED < caught.value.least < 0.6 * UNPLANNED
     assert fit(layers, math.ceil(1.1 * caught.value.least)).certificate(WS, X).holds
@@ -138,6 +138,16 @@ def test_pareto():
     assert curve.infeasible == 0.001
     assert [p.measured for p in curve.points] == sorted((p.measured for p in curve.points), reverse=True)
     assert "no plan was found for 0.001" in str(curve) and curve.to_svg().startswith("<svg")
+
+
+def test_pareto_of_nothing():
+    """No point, one without bytes, and a gradient without operations."""
+    none = Pareto("f", (), 0.01)
+    assert "no plan was found for 0.01" in none.to_svg()
+    for f in (jnp.sum, lambda x: 1.0):
+        curve = pareto(f)(jnp.ones(3))
+        assert [(p.fraction, p.measured, p.flop_ratio) for p in curve.points] == [(1.0, 0, 1.0)]
+        assert "<circle" in curve.to_svg()
 
 
 # ---------------------------------------------------------------------------------------- transformations
@@ -349,8 +359,18 @@ def test_other_bad_input():
         fit(lambda ws, x: x, 0.5)(WS, X)
     with pytest.raises(ValueError, match="`argnums` is 4"):
         fit(layers, 0.5, argnums=4)(WS, X)
+    with pytest.raises(TypeError, match="`argnums` is None; expected the position"):
+        fit(layers, 0.5, argnums=None)(WS, X)
+    with pytest.raises(TypeError, match="`f` is 3 of type int"):
+        pareto(3)
     with pytest.raises(ValueError, match="`fractions` holds 2"):
         pareto(layers, fractions=(2,))
+    with pytest.raises(ValueError, match="`fractions` holds 'a'"):
+        pareto(layers, fractions=["a"])  # pyright: ignore
+    with pytest.raises(ValueError, match="`fractions` is empty"):
+        pareto(layers, fractions=())
+    with pytest.raises(TypeError, match=r"`fractions` is 0\.5; expected a sequence"):
+        pareto(layers, fractions=0.5)  # pyright: ignore
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -136,6 +136,19 @@ def test_shapes_that_change_each_time():
     leaks = leak_check(lambda: double(np.ones(next(sizes), np.float32)))().findings
     assert [leak.kind for leak in leaks] == ["retrace"]
     assert "different input types" in leaks[0].cause
+    leaks = leak_check(lambda: double(np.ones(next(sizes), np.float32)))().findings  # it has been checked before
+    assert "for <lambda> different input types: now float32[17] and before float32[16]" in leaks[0].cause
+
+
+def test_operations_that_are_compiled_each_time():
+    """JAX tells no reason of what is not in a `jit` of the user's."""
+    sizes = iter(range(5, 1000))
+    (leak,) = leak_check(lambda: jnp.full((next(sizes), 77), 2.0))().findings
+    assert (leak.kind, leak.what) == ("retrace", "jit(broadcast_in_dim)")
+    assert "other shapes, dtypes or parameters" in leak.cause
+    devices = iter(jax.devices())
+    (leak,) = leak_check(lambda: step(jax.device_put(np.ones(77, np.float32), next(devices))))().findings
+    assert "though not traced: other shardings or devices" in leak.cause
 
 
 def test_a_retained_tracer():

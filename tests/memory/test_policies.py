@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
-from robustad.memory import all_of, any_of, not_, save_bytes, save_flops_per_byte, save_names, save_primitives
+from robustad.memory import (
+    all_of,
+    any_of,
+    checkpoint,
+    not_,
+    save_bytes,
+    save_flops_per_byte,
+    save_names,
+    save_primitives,
+)
 
 JAXS = jax.checkpoint_policies
 
@@ -94,6 +103,8 @@ def test_jaxs_own_answers_pass_through():
         (lambda: save_primitives(3), TypeError, "`primitives` holds 3"),
         (lambda: any_of("sine"), TypeError, r"`policies\[0\]` is 'sine'"),  # type: ignore
         (lambda: not_(None), TypeError, "`policy` is None"),  # type: ignore
+        (lambda: checkpoint(jnp.sin, policy=save_names), TypeError, "`policy` is `save_names`, which makes policies"),
+        (lambda: any_of(save_bytes), TypeError, r"`policies\[0\]` is `save_bytes`.*Call it: `save_bytes\(...\)`"),
     ],
 )
 def test_bad_input(make, error, message):

@@ -12,11 +12,12 @@ import optax
 import pytest
 from flax import nnx
 from jax import lax
+from jax.experimental import io_callback
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from robustad import _jaxpr
 from robustad.cli import main
-from robustad.memory import checkpoint, report, save_names
+from robustad.memory import DiskTier, checkpoint, checkpointed_scan, fit, report, save_names
 from robustad.memory._flops import program_flops
 
 N, WIDTH, LAYERS = 256, 64, 5
@@ -109,6 +110,30 @@ def test_policies_are_predicted():
     assert [p.name for p in NEEDS.policies] == ["nothing", "dots", "dots_with_no_batch_dims"]
 
 
+def with_a_callback(x):
+    io_callback(lambda: None, None)
+    return jnp.sum(jnp.sin(x))
+
+
+def with_a_reference(x):
+    ref = jax.new_ref(jnp.zeros(3))
+    ref[...] = jnp.tanh(x)
+    return jnp.sum(ref[...] ** 2)
+
+
+def with_states_on_disk(x):
+    return jnp.sum(checkpointed_scan(lambda c, _: (jnp.sin(c), None), x, None, 9, tier=DiskTier())[0])
+
+
+@pytest.mark.parametrize("f", [with_a_callback, with_a_reference, with_states_on_disk])
+def test_policies_that_cannot_be_applied_are_left_out(f):
+    needs = report(f)(jnp.ones(3))
+    assert needs.policies == () and needs.measured is not None and "policy" not in str(needs)
+    if f is not with_states_on_disk:  # its effects are those of its gradient
+        with pytest.raises(NotImplementedError, match=r"effects, (IO|InternalMutableArray)Effect, which"):
+            fit(f, 0.5)(jnp.ones(3))
+
+
 def test_donation():
     assert NEEDS.donatable == 4 * LAYERS * WIDTH**2 and NEEDS.aliased == 0
     given = report(loss, donate_argnums=(0, 1), policies={})(WS, X)
@@ -147,6 +172,10 @@ def test_auxiliary_outputs_argnums_keywords_and_integers():
     assert {a.name: a.differentiated for a in needs.arguments} == {"x": True, "n": False, "scale": False}
     both = report(loss, argnums=(0, 1), policies={})(WS, X)
     assert sum(a.bytes for a in both.arguments if a.differentiated) == both.argument_bytes
+    named = report(loss, argnums=np.int64(1), donate_argnums=[0], policies={}, compile=False)(x=X, ws=WS)
+    assert {a.name: a.donation for a in named.arguments if not a.differentiated} == {
+        f"ws/{i}": "unusable" for i in range(LAYERS)
+    }
 
 
 def test_equinox_and_nnx():
@@ -187,13 +216,25 @@ def test_it_prints_and_makes_a_page():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: report(3)(1.0), TypeError, "`f` is 3 of type int; expected a function"),
+        (lambda: report(3), TypeError, "`f` is 3 of type int; expected a function"),
         (lambda: report(lambda x: x)(X), TypeError, r"returns float32\[256, 64\]; expected a scalar"),
-        (lambda: report(lambda x: (jnp.sum(x), 1))(X), TypeError, "returns tuple; expected a scalar.*has_aux=True"),
-        (lambda: report(lambda x: jnp.sum(x), has_aux=True)(X), ValueError, "returns .*; expected .value, aux."),
+        (
+            lambda: report(lambda x: (jnp.sum(x), 1))(X),
+            TypeError,
+            "returns tuple of 2; expected a scalar.*has_aux=True",
+        ),
+        (lambda: report(lambda x: x[0, 0] * 1j)(X), TypeError, r"returns complex64\[\]; expected a scalar.*`jnp.real`"),
+        (lambda: report(lambda x: 3)(X), TypeError, r"returns int32\[\]; .* no floating number has no gradient"),
+        (lambda: report(lambda x: None)(X), TypeError, r"returns NoneType; .* Return one number\."),
+        (lambda: report(lambda x: jnp.sum(x), has_aux=True)(X), ValueError, r"returns float32\[\]; expected \(v"),
         (lambda: report(loss, argnums=2)(WS, X), ValueError, "`argnums` is 2, but the call has 2 positional"),
         (lambda: report(lambda n: n * 1.0)(3), ValueError, "hold no floating array to differentiate .*int32"),
-        (lambda: report(loss, donate_argnums=7)(WS, X), ValueError, "`donate_argnums` names 7"),
+        (lambda: report(loss, donate_argnums=7)(WS, X), ValueError, "`donate_argnums` is 7, but"),
+        (lambda: report(loss, argnums="x")(WS, X), TypeError, "`argnums` is 'x'; expected the position"),
+        (lambda: report(loss, argnums=0.0)(WS, X), TypeError, r"`argnums` is 0\.0; expected the position"),
+        (lambda: report(loss, argnums=True)(WS, X), TypeError, "`argnums` is True; expected the position"),
+        (lambda: report(loss, argnums=None)(WS, X), TypeError, "`argnums` is None; expected the position"),
+        (lambda: report(loss, argnums=(1, -1))(WS, X), ValueError, "names an argument twice"),
         (lambda: report(loss, optimizer="adam")(WS, X), TypeError, "`optimizer` is 'adam'.*optax"),
         (lambda: report(loss, policies={"x": "dots"})(WS, X), TypeError, r"`policies\['x'\]` is 'dots'"),
         (lambda: NEEDS.fits("3 GX"), ValueError, "`GX` is no unit"),

@@ -88,6 +88,14 @@ def test_drift_is_reported():
     assert worst(got[1], plain[1]) > 1e-3
 
 
+def test_no_blocks():
+    """The identity."""
+    params, x = parameters(0), start()
+    equal_bits((STACK(params, x), STACK.inverse(params, x)), (x, x))
+    equal_bits(gradient(STACK)(params, x), gradient(STACK.plain)(params, x))
+    assert str(STACK.drift(params, x)) == "drift of no blocks"
+
+
 def test_on_a_grid_nothing_is_lost():
     x, params = start(), parameters(16, 0.4)
     stack = reversible(steep, steep, quantum=2.0**-12)

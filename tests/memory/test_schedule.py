@@ -124,11 +124,17 @@ def test_unequal_steps_gain():
         ({"n": 5, "s": 2, "costs": [1, 2]}, "`costs` must hold 5 finite numbers"),
         ({"n": 2, "s": 2, "costs": [1, -2]}, "not below zero"),
         ({"n": 2, "s": 2, "costs": [1, float("nan")]}, "finite"),
+        ({"n": 3, "s": 2, "costs": "abc"}, "`costs` must hold 3 finite numbers.*got 'abc'"),
+        ({"n": 3, "s": 2, "costs": 2.0}, "`costs` must hold 3 finite numbers.*got 2.0"),
     ],
 )
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         revolve_schedule(**arguments)
+
+
+def test_costs_may_be_a_generator():
+    assert revolve_schedule(3, 2, costs=(c for c in [1, 2, 3])) == revolve_schedule(3, 2, costs=[1, 2, 3])
 
 
 def test_refuses_what_is_no_integer():
