@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import inspect
 import logging
 import re
 import types
@@ -27,7 +25,8 @@ from robustad.memory._gradient import GradientCall, spec, temporaries
 from robustad.memory._loops import Way, numbered, run
 from robustad.memory._opened import without_checkpoints
 from robustad.memory._plan import Planner
-from robustad.memory._running import is_fused, kept_policy, outputs_of, run_steps
+from robustad.memory._planned import Planned, planned
+from robustad.memory._running import is_fused, kept_policy, operands_of, outputs_of, run_steps
 from robustad.memory._segments import Plan, Segment
 from robustad.memory._tied import tied
 
@@ -131,6 +130,7 @@ class Call(GradientCall):
         self.flat: Flat = flat(self.body, opened=plain_call)
         self.digest = hashlib.sha256(_ADDRESS.sub("", str(traced)).encode()).digest()
         self.moved = [len(self.consts) + k for k in self.differentiated]
+        self.planned = planned(self.flat, self.body.outputs, self.moved)
 
     def _listed(self, *arrays: Any) -> list[Any]:
         value, aux = self.function(*arrays)
@@ -147,13 +147,26 @@ class Call(GradientCall):
 
 def run_plan(call: Call, ways: dict[int, list[Way]], plan: Plan, arrays: Sequence[Any]) -> list[Any]:
     """The outputs of the program, its segments recomputed as planned. arrays: consts first; ways: of its loops."""
-    program = call.flat
+    whole, part = call.flat, call.planned
+    if part.step is None:
+        return _run_segments(part, ways, plan, arrays)
+    values: dict[int, Any] = dict(whole.constants) | dict(zip(whole.inputs, arrays))
+    step = whole.steps[part.step]
+    run_steps(whole.steps[: part.step], values)
+    run = part.mapped(lambda *shards: _run_segments(part, ways, plan, shards))
+    values.update(zip(step.results, run(*operands_of(step, values))))
+    run_steps(whole.steps[part.step + 1 :], values)
+    return outputs_of(whole, values, call.body.outputs)
+
+
+def _run_segments(part: Planned, ways: dict[int, list[Way]], plan: Plan, arrays: Sequence[Any]) -> list[Any]:
+    program = part.program
     values: dict[int, Any] = dict(program.constants) | dict(zip(program.inputs, arrays))
     last = {v: i for i, step in enumerate(program.steps) for v in step.operands if v is not None}
     last |= {v: len(program.steps) for v in program.outputs if v is not None}
     for segment in plan.segments:
         _run_segment(program, ways, segment, values, last)
-    return outputs_of(program, values, call.body.outputs)
+    return outputs_of(program, values, part.atoms)
 
 
 def _run_segment(
@@ -201,8 +214,9 @@ class Search:
 
     def __init__(self, call: Call):
         self.call = call
-        self.planner = Planner(call.flat, call.moved)
-        n = len(call.flat.steps)
+        part = call.planned
+        self.planner = part.inside(lambda: Planner(part.program, part.differentiated, part.reached))
+        n = len(part.program.steps)
         nothing = Plan((Segment(0, n, True, frozenset(), 0, 0, 0, 0),), 0, 0)
         self.unplanned = self._compiled(nothing)
 
@@ -282,15 +296,17 @@ class Search:
         traced = jax.jit(jax.value_and_grad(value, tuple(call.moved), has_aux=True)).trace(*specs)
         program = _jaxpr.body(traced.jaxpr)
         measured = temporaries(traced.lower().compile())
-        return _Outcome(plan, measured if predicted is None else predicted, measured, program_flops(program))
+        flops = call.planned.inside(lambda: program_flops(program))  # of loops in few states, by tracing
+        return _Outcome(plan, measured if predicted is None else predicted, measured, flops)
 
     def _refusal(self, tried: Sequence[_Outcome]) -> InfeasibleBudget:
         best = min([*tried, self.unplanned], key=lambda one: one.measured)
         largest = max(best.plan.segments, key=lambda s: s.inside)
-        steps = self.call.flat.steps[largest.start : largest.stop]
+        program = self.call.planned.program
+        steps = program.steps[largest.start : largest.stop]
         sized = sorted(
             {
-                (_jaxpr.nbytes(self.call.flat.avals[v]), str(self.call.flat.avals[v].str_short()), s.location)
+                (_jaxpr.nbytes(program.avals[v]), str(program.avals[v].str_short()), s.location)
                 for s in steps
                 for v in s.results
             },
@@ -348,9 +364,6 @@ class Fitted:
         return certificate_of(self._found(call), self._difference(args, kwargs) if compare and known else None)
 
     def _call(self, args: Any, kwargs: Any) -> Call:
-        with contextlib.suppress(TypeError, ValueError):  # what does not fit is told when it is called
-            bound = inspect.signature(self._f).bind(*args, **kwargs)
-            args, kwargs = bound.args, bound.kwargs
         return Call(self._f, self._argnums, self._has_aux, args, kwargs)
 
     def _found(self, call: Call) -> _Fit:
@@ -395,7 +408,8 @@ def fit(
     blocks, or from few states by the schedule of `checkpointed_scan`.
 
     With sharded arguments the bytes are those of a device. Under `jit` JAX does not tell shardings: call `certificate` with
-    the sharded arguments first, and its plan is used. Put `fit` around `shard_map`, not inside.
+    the sharded arguments first, and its plan is used. Put `fit` around `shard_map`, not inside: what each device runs is
+    planned.
 
     What `f` writes into the state of an nnx module that it is given (statistics of BatchNorm, counts of random numbers) is
     lost, as in `jax.jit` and `jax.checkpoint`: take the module apart by `nnx.split`, and return the new state by `has_aux`.

@@ -90,7 +90,7 @@ def _kept(step: Step, moved: tuple[bool, ...]) -> tuple[tuple[int, ...], tuple[i
         shapes[:] = outs
         return outs, [x for x in jax.tree.leaves(pull) if hasattr(x, "dtype")]
 
-    avals = [jax.ShapeDtypeStruct(_jaxpr.aval(eqn.invars[i]).shape, _jaxpr.aval(eqn.invars[i]).dtype) for i in given]
+    avals = [_jaxpr.strong(_jaxpr.aval(eqn.invars[i])) for i in given]
     try:
         program, _ = _jaxpr.trace(linearized, *avals)
     except Exception:  # outside its mesh, say, a step cannot be traced by itself: all that it touches may be needed

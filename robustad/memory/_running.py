@@ -22,10 +22,7 @@ def run_steps(
 ) -> None:
     """Adds the results of steps to `values`; those in `kept` are named. special: runs loops."""
     for step in steps:
-        operands = [
-            _jaxpr.literal_value(atom) if v is None else values[v]
-            for atom, v in zip(step.equation.invars, step.operands)
-        ]
+        operands = operands_of(step, values)
         with _jaxpr.at(step.equation):
             if special is not None and step.name == "scan":
                 results = special(step, operands)
@@ -37,6 +34,12 @@ def run_steps(
                 if v in kept:
                     result = checkpoint_name(sealed(result) if is_fused(step) else result, _name(v))
                 values[v] = result
+
+
+def operands_of(step: Step, values: dict[int, Any]) -> list[Any]:
+    """The operands of a step."""
+    pairs = zip(step.equation.invars, step.operands)
+    return [_jaxpr.literal_value(atom) if v is None else values[v] for atom, v in pairs]
 
 
 def is_fused(step: Step) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
+from jax.sharding import AxisType
 
 from robustad import _jaxpr
 from robustad.memory import InfeasibleBudget, Pareto, checkpoint, checkpointed_scan, fit, pareto
@@ -494,19 +495,25 @@ def test_no_array_of_a_call_is_held():
     assert not any(v.shape == (211, 32) for v in jax.live_arrays())
 
 
-def test_inside_shard_map_it_is_refused_and_around_it_it_works():
-    mesh = jax.sharding.Mesh(jax.devices()[:1], ("d",))
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_what_each_device_runs_is_planned(check_vma):
+    mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(AxisType.Auto,))
     split, whole = jax.P("d"), jax.P()
 
     def over_mesh(f):
-        return jax.shard_map(f, mesh=mesh, in_specs=(whole, split), out_specs=whole)
+        mapped = jax.shard_map(f, mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=check_vma)
+        return lambda ws, x: 2 * mapped(jax.tree.map(jnp.sin, ws), x)
 
     def mean(ws, x):
-        return jax.lax.pmean(layers(ws, x), "d")
+        x, _ = lax.scan(lambda x, w: (x + jnp.tanh(jnp.sin(x @ w) @ w.T), None), x, jnp.stack(ws[:4]))
+        return jax.lax.pmean(layers(ws[4:], x), "d")
 
     with pytest.raises(NotImplementedError, match="Put it around"):
         jax.jit(jax.grad(over_mesh(fit(mean, 0.5))))(WS, X)
-    ours, theirs = (jax.jit(jax.grad(f))(WS, X) for f in (fit(over_mesh(mean), "1GiB"), layers))
+    x = jnp.tile(X, (len(jax.devices()), 1))
+    small = fit(over_mesh(mean), 0.6)
+    assert small.certificate(WS, x).holds
+    ours, theirs = (jax.jit(jax.value_and_grad(f))(WS, x) for f in (small, over_mesh(mean)))
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
