@@ -26,6 +26,7 @@ from robustad.rewriting.expressions._radial import is_smooth
 from robustad.rewriting.expressions._reads import Case, reads
 from robustad.rewriting.expressions._region import Radii, Slopes, region
 from robustad.rewriting.expressions._text import text
+from robustad.rewriting.twins._composites import composite
 
 _DEEPEST = 32  # levels of one cone; a longer chain is cut
 _LARGEST = 600  # nodes of its tree
@@ -128,6 +129,10 @@ class Cones:
             return const(value)
         if term.name == "broadcast_in_dim" and not term.operands[0].shape and len(term.operands) == 1:
             return self._expression(term.operands[0], rw) if term.floating else self._leaf(term)
+        if (log := _weighted_logarithm(term)) is not None and rw.by_rule(term) is None:
+            x, y = (self._expression(t, rw) for t in term.operands)
+            nothing = Expr("and", (Expr("eq", (x, const(0))), Expr("eq", (y, const(0)))))
+            return select(nothing, Expr("mul", (x, Expr(log, (y,)))), const(0))
         if not term.step.elementwise or (not root and (term in self._cut or rw.by_rule(term) is not None)):
             return self._leaf(term)
         if term.name in ("convert_element_type", "copy"):
@@ -273,6 +278,15 @@ def _both_ways(term: Term) -> list[tuple[Term, int, Term, int]]:
     """Each operand of a sum with its sign, and the other with its own."""
     (a, b), sign = term.operands, _SIGNS[term.name]
     return [(a, 1, b, sign), (b, sign, a, 1)]
+
+
+def _weighted_logarithm(term: Term) -> str | None:
+    """The logarithm of a library's x log(y) or x log1p(y)."""
+    eqn = term.step.equation
+    if eqn is None or term.name != "custom_jvp_call" or not all(map(_is_real, term.operands)):
+        return None
+    whole = composite(eqn)
+    return {"xlogy": "log", "xlog1py": "log1p"}.get(whole.name) if whole is not None else None
 
 
 def _is_narrow(term: Term) -> bool:

@@ -92,6 +92,8 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     rule = reason = ""
     if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
+    elif any(map(_is_sum_of_gamma_functions, nodes(e))):
+        rule, reason = "wider range", _GAMMA
     elif meets_branch_point(e):
         rule, reason = "wider range", _BRANCH_POINT
     elif (has_quotient(e) or has_decaying_sum(e)) and any(_slope_is_mended(e, i) for i in sorted(e.leaves)):
@@ -99,6 +101,19 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     elif has_quotient_of_functions(e) and any(_slope_cancels(e, i) for i in sorted(e.leaves)):
         rule, reason = "derivative of a quotient", _SLOPE
     return (Firing(rule, text(e), text(e), reason, e),) if rule else ()
+
+
+def _is_sum_of_gamma_functions(n: Expr) -> bool:
+    """Whether a logarithm of a gamma function is added to what depends on the same variables, or on any if it is one of a
+    constant: as in log-densities.
+    """
+    if n.op not in ("add", "sub"):
+        return False
+    for own, other in (n.args, n.args[::-1]):
+        of = [m.leaves for m in nodes(own) if m.op in ("lgamma", "digamma", "polygamma")]
+        if any(not leaves.isdisjoint(other.leaves) or (other.leaves and not leaves) for leaves in of):
+            return True
+    return False
 
 
 def _slope_cancels(e: Expr, index: int) -> bool:
@@ -339,6 +354,7 @@ _ROOT = "the square overflows or underflows, and the slope at 0 is 0/0"
 _POWER = "the base is rounded where it is near 1, and the power multiplies that error by the exponent"
 _WIDER = "products or squares overflow, underflow or round in the middle where the result does not"
 _LIKE_TERMS = "what is rounded in the middle of a sum is missing where most of it is taken away again"
+_GAMMA = "logarithms of gamma functions are large, and cancel but for their rounding"
 _BRANCH_POINT = "the operand is rounded where it is near 1, and the slope there is infinite"
 _SLOPE = "in the derivative of the plain form the terms cancel"
 _LIMIT = "0 times the logarithm of 0 is NaN; the limit is 0"

@@ -13,7 +13,7 @@ from robustad.rewriting.expressions._expression import Expr, const, rational, va
 
 _SAME_NAME = frozenset(
     """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh
-    logistic sqrt rsqrt cbrt pow erf erfc abs sign max min lt le gt ge eq ne and or not""".split()
+    logistic sqrt rsqrt cbrt pow erf erfc lgamma digamma abs sign max min lt le gt ge eq ne and or not""".split()
 )
 _TRANSPARENT = frozenset("copy copy_p pvary broadcast_in_dim reshape squeeze".split())
 
@@ -28,6 +28,8 @@ def expression_of(primitive: str, params: Mapping[str, Any], operands: Sequence[
     match primitive:
         case "integer_pow":
             return Expr("integer_pow", tuple(operands), int(params["y"]))
+        case "polygamma" if (order := rational(operands[0])) is not None and order > 0 and order.denominator == 1:
+            return Expr("polygamma", (operands[1],), int(order))
         case "square":
             return Expr("integer_pow", tuple(operands), 2)
         case "select_n":

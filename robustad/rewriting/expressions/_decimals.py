@@ -89,6 +89,8 @@ def _one(n: Expr, of: list[Any], point: Sequence[Any]) -> Any:
             which = of[0] if isinstance(of[0], bool) else of[0] > 0
             return of[2] if which else of[1]
         case _:
+            if n.op not in _FUNCTIONS:
+                raise Undefined
             return _FUNCTIONS[n.op](*of)
 
 

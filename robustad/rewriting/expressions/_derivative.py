@@ -138,6 +138,12 @@ def slope(n: Expr) -> Expr:
         case "erf" | "erfc":
             bell = mul(TWO_OVER_ROOT_PI, call("exp", neg(power(u, 2))))
             return bell if n.op == "erf" else neg(bell)
+        case "lgamma":
+            return call("digamma", u)
+        case "digamma":
+            return Expr("polygamma", (u,), 1)
+        case "polygamma":
+            return Expr("polygamma", (u,), n.value + 1)
         case "erfcx":
             factor, next_order = tail_slope(n)
             return mul(const(factor), next_order)
@@ -154,6 +160,6 @@ def has_derivative(n: Expr) -> bool:
 
 _KNOWN = frozenset(
     """var const add sub mul div neg select max min pow atan2 hypot series exp exp2 expm1 log log1p sin cos tan asin
-    acos atan sinh cosh tanh asinh acosh atanh logistic sqrt rsqrt cbrt integer_pow erf erfc erfcx abs sign lt le gt ge eq ne
-    and or not""".split()
+    acos atan sinh cosh tanh asinh acosh atanh logistic sqrt rsqrt cbrt integer_pow erf erfc erfcx lgamma digamma
+    polygamma abs sign lt le gt ge eq ne and or not""".split()
 )

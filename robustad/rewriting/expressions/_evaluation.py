@@ -18,7 +18,7 @@ from robustad.rewriting.expressions._scaled import Scaled, exceeding, operation,
 _FUNCTIONS: dict[str, Callable[..., Array]] = {
     name: getattr(lax, name)
     for name in """add sub mul div neg exp exp2 expm1 log log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh
-    atanh logistic sqrt rsqrt cbrt pow erf erfc abs sign max min lt le gt ge eq ne""".split()
+    atanh logistic sqrt rsqrt cbrt pow erf erfc digamma abs sign max min lt le gt ge eq ne""".split()
 }
 _FUNCTIONS |= {"and": lax.bitwise_and, "or": lax.bitwise_or, "not": lax.bitwise_not, "select": lax.select_n}
 
@@ -64,6 +64,10 @@ def evaluate(e: Expr, leaves: Sequence[Array], dtype: Any, careful: bool = False
                 values[n] = lax.select_n(lax.eq(plain(weight), zero), product, zero)
             case "erfcx":
                 values[n] = tails.scaled(n.value, plain(n.args[0]), constant)
+            case "lgamma":
+                values[n] = _log_gamma(plain(n.args[0]), constant)
+            case "polygamma":
+                values[n] = lax.polygamma(constant(Fraction(n.value)), plain(n.args[0]))
             case "hypot":
                 values[n] = _hypot(*map(plain, n.args))
             case _:
@@ -107,6 +111,12 @@ def _series(n: Expr, operands: list[Array], constant: Callable[[Any], Array]) ->
     if s.valuation:
         total = lax.mul(total, lax.integer_pow(t, s.valuation))
     return lax.select_n(lax.lt(lax.abs(t), constant(s.radius)), far, total)
+
+
+def _log_gamma(x: Array, constant: Callable[[Any], Array]) -> Array:
+    """0 at 1 and 2, where XLA has 9e-16."""
+    zero = lax.bitwise_or(*(lax.eq(x, constant(Fraction(i))) for i in (1, 2)))
+    return lax.select(zero, constant(Fraction(0)), lax.lgamma(x))
 
 
 def _hypot(x: Array, y: Array) -> Array:

@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from robustad.rewriting.expressions import _tails as tails
 from robustad.rewriting.expressions._expression import Expr, nodes, view
@@ -150,7 +151,7 @@ _FUNCTIONS: dict[str, Any] = {
     "atanh": np.arctanh, "pow": np.power, "max": np.maximum, "min": np.minimum, "lt": np.less, "le": np.less_equal,
     "gt": np.greater, "ge": np.greater_equal, "eq": np.equal, "ne": np.not_equal, "and": np.logical_and,
     "or": np.logical_or, "not": np.logical_not, "erf": _erf, "erfc": _erfc, "rsqrt": lambda x: 1 / np.sqrt(x),
-    "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "logistic": lambda x: 1 / (1 + np.exp(-x)), "lgamma": special.gammaln, "digamma": special.digamma,
 }  # fmt: skip
 _FUNCTIONS |= {
     name: getattr(np, name)
@@ -169,6 +170,8 @@ def _one(n: Expr, of: list[Any]) -> Any:
         case "select":
             which = of[0] if np.asarray(of[0]).dtype == bool else np.asarray(of[0]) > 0
             return np.where(which, of[2], of[1])
+        case "polygamma":
+            return special.polygamma(n.value, of[0])
         case "erfcx":
             return tails.scaled(n.value, of[0], np.float64)
         case "series":
