@@ -118,3 +118,18 @@ def test_what_is_no_cosine_is_left_alone():
         lambda a, b: 1 - jnp.sum(a / length(a, axis=0) * (b / length(b, axis=0)), axis=-1),
     ):
         assert not any(r.rule == "angle" for r in rad.stabilize(f).rewrites(a, b))
+
+
+@pytest.mark.parametrize("v", [[0.3001, 0.1001], [0.5, -0.2]])
+def test_hyperbolic_distances(v):
+    """arccosh near 1, in the ball of Poincaré."""
+
+    def distance(u, v):
+        return jnp.arccosh(1 + 2 * jnp.sum((u - v) ** 2) / ((1 - jnp.sum(u * u)) * (1 - jnp.sum(v * v))))
+
+    u, v = np.float32([0.3, 0.1]), np.float32(v)
+    got = jax.jit(jax.value_and_grad(rad.stabilize(distance)))(u, v)
+    with jax.enable_x64(True):
+        want = jax.value_and_grad(distance)(np.float64(u), np.float64(v))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5)

@@ -6,7 +6,8 @@ sum must change alike. Each of these conditions is a vector of exponents; where 
 the expression is M · F(u) with u = ∏ xᵢ^cᵢ, for which F is what the expression is at xᵢ = 1 in all variables but one.
 A function of u must stand in the program: a polynomial such as x² - y² is better taken as it is than by x/y.
 
-A function of a distance √(x² + y²) alone is one of that.
+Powers are exponentials here: (x^k - 1)/k is log(x) (e^u - 1)/u with u = k log(x). A function of a distance √(x² + y²)
+alone is one of that.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import NamedTuple
 
-from robustad.rewriting.expressions._expression import ONE, Expr, nodes, remembered, substituted, var
+from robustad.rewriting.expressions._expression import (
+    ONE,
+    Expr,
+    call,
+    mul,
+    nodes,
+    rebuilt,
+    remembered,
+    substituted,
+    var,
+)
 from robustad.rewriting.expressions._products import of_product, product
 
 _MOST = 4  # variables
@@ -39,6 +50,12 @@ def compounds(e: Expr) -> list[Compound]:
     leaves = sorted(e.leaves)
     if (radial := _radial(e)) is not None:
         return [radial]
+    if (powers := _logarithmic(e)) is not None:
+        inner, given = powers
+        return [
+            Compound(*(substituted(part, given) for part in whole[:2]), whole.function, whole.index)
+            for whole in compounds(inner)
+        ]
     if not 2 <= len(leaves) <= _MOST or e.size > _LARGEST or any(n.op in ("select", "series") for n in nodes(e)):
         return []
     found = _exponents(e, leaves)
@@ -71,6 +88,29 @@ def _radial(e: Expr) -> Compound | None:
             if function.leaves == {index}:
                 return Compound(ONE, n, function, index)
     return None
+
+
+def _logarithmic(e: Expr) -> tuple[Expr, dict[Expr, Expr]] | None:
+    """An expression with exponentials in the place of powers, and variables in that of logarithms, which are returned: where
+    what they are of stands nowhere else.
+    """
+    if e.size > _LARGEST or all(n.op != "pow" or not n.args[1].leaves for n in nodes(e)):
+        return None
+    changes: dict[Expr, Expr] = {}
+    for n in nodes(e):
+        args = tuple(changes[a] for a in n.args)
+        changes[n] = rebuilt(n, args)
+        if n.op == "pow" and n.args[1].leaves:
+            changes[n] = call("exp", mul(args[1], call("log", args[0])))
+    inner = changes[e]
+    index = max(e.leaves) + 1
+    given: dict[Expr, Expr] = {}
+    for n in [n for n in nodes(inner) if n.op in ("log", "log1p") and n.leaves]:
+        replaced = substituted(inner, {n: var(index)})
+        if replaced.leaves.isdisjoint(n.leaves):
+            inner, given[var(index)] = replaced, n
+            index += 1
+    return (inner, given) if given else None
 
 
 def _monomial(exponents: Vector, leaves: list[int]) -> Expr:

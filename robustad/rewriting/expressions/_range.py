@@ -33,9 +33,10 @@ def needs_range(e: Expr) -> bool:
 
 @remembered
 def meets_branch_point(e: Expr) -> bool:
-    """Whether acos or asin, whose slopes at ±1 are infinite, is taken of a sum that is rounded there: as cosines of arcs."""
+    """Whether acos, asin or acosh, whose slopes at ±1 are infinite, is taken of a sum that is rounded there."""
     return any(
-        n.op in ("acos", "asin") and any(m.op in ("add", "sub") and len(m.leaves) > 1 for m in nodes(n.args[0]))
+        n.op in ("acos", "asin", "acosh")
+        and any(m.op in ("add", "sub") and len(m.leaves) > 1 for m in nodes(n.args[0]))
         for n in nodes(e)
     )
 
