@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -116,3 +117,33 @@ def test_responsibilities(mu):
     np.testing.assert_allclose([value, *slope], [float(w) for w in want], rtol=3e-5, atol=1e-30)
     if mu == (0.1, 3.0):
         assert np.isnan(responsibility(point))
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.0, 1.0], [0.2, -0.3, 1.0], [1.0, 0.5, 0.0]])
+def test_shares_with_weights_of_any_sign(weights):
+    """Slopes in weights that are 0, too, and second slopes."""
+
+    def f(x, w):
+        e = w * jnp.exp(x)
+        return jnp.sum(e / jnp.sum(e) * jnp.array([1.0, 2.0, 3.0]))
+
+    x, w = np.float32([1.0, 2.0, 3.0]), np.float32(weights)
+    g = rad.stabilize(f)
+    got = jax.jit(lambda x, w: (jax.grad(g, (0, 1))(x, w), jax.hessian(g, (0, 1))(x, w)))(x, w)
+    with jax.enable_x64(True):
+        want = jax.grad(f, (0, 1))(np.float64(x), np.float64(w)), jax.hessian(f, (0, 1))(np.float64(x), np.float64(w))
+    chex.assert_trees_all_close(got, jax.tree.map(np.asarray, want), rtol=2e-5, atol=2e-6)
+
+
+def test_a_mask_as_weights():
+    mask = np.float32([1.0, 1.0, 0.0])
+
+    def f(x):
+        e = jnp.exp(x) * mask
+        return (e / jnp.sum(e))[0]
+
+    x = np.float32([100.0, 101.0, 500.0])
+    value, slope = jax.value_and_grad(rad.stabilize(f))(x)
+    share = 1 / (1 + np.e)
+    np.testing.assert_allclose(value, share, rtol=1e-6)
+    np.testing.assert_allclose(slope, [share * (1 - share), -share * (1 - share), 0], rtol=1e-6)

@@ -96,10 +96,10 @@ def _weighted_shares(x: Array, weight: Array, axes: Axes) -> Array:
 
 
 def _below_largest(x: Array, weight: Array, axes: Axes) -> Array:
-    """exp(x) over the largest that has a weight."""
-    none = weight == 0
-    largest = jnp.max(jnp.where(none, -jnp.inf, x), axes, keepdims=True)
-    return jnp.exp(jnp.where(none, 0, x - jnp.where(jnp.isfinite(largest), largest, 0)))
+    """exp(x) over the largest that has a weight; finite, for those without a weight."""
+    largest = jnp.max(jnp.where(weight == 0, -jnp.inf, x), axes, keepdims=True)
+    below = x - jnp.where(jnp.isfinite(largest), largest, 0)
+    return jnp.exp(jnp.where(weight == 0, jnp.minimum(below, np.log(jnp.finfo(x.dtype).max) - 1), below))
 
 
 @_weighted_shares.defjvp
@@ -108,7 +108,8 @@ def _weighted_shares_jvp(axes: Axes, primals: Sequence[Array], tangents: Sequenc
     with in_float64(x):
         p = _weighted_shares(x, weight, axes)
         e = _below_largest(x, weight, axes)
-        step = jnp.where(p == 0, 0, p * t) + e * s / _sum(e * weight, axes)
+        none = (p == 0) & (weight != 0)
+        step = jnp.where(none, 0, p * t) + e * s / _sum(e * weight, axes)
         only = p == jnp.max(p, axes, keepdims=True)
         only &= _sum(only.astype(p.dtype), axes) == 1
         others, own = (_sum(jnp.where(only == mine, step, 0), axes) for mine in (False, True))
