@@ -46,6 +46,7 @@ from robustad.rewriting.expressions._text import text
 
 _DEPTH = 10
 _BETTER = 0.5  # what a form must save of the hazard
+_LONG_DENSITY = 200  # nodes; the forms of slopes of longer ones, as of JAX's betaln, take minutes to find
 _EXTREME = 700  # from that many bits on, products of constants may leave the range of float64
 
 
@@ -92,7 +93,7 @@ def _as_it_stands(e: Expr) -> tuple[Firing, ...]:
     rule = reason = ""
     if needs_range(e) or slope_needs_range(e):
         rule, reason = "wider range", _WIDER
-    elif any(map(_is_sum_of_gamma_functions, nodes(e))):
+    elif e.size < _LONG_DENSITY and any(map(_is_sum_of_gamma_functions, nodes(e))):
         rule, reason = "wider range", _GAMMA
     elif meets_branch_point(e):
         rule, reason = "wider range", _BRANCH_POINT
