@@ -89,3 +89,15 @@ def test_a_weight_of_0():
     np.testing.assert_allclose(jax.grad(g, 1)(2.0, 1.0), np.log(2.0) + np.euler_gamma, rtol=1e-6)
     assert g(0.0, 1.0) == 0
     np.testing.assert_allclose(rad.stabilize(lambda r: stats.poisson.logpmf(0, r))(0.0), 0)
+
+
+def test_in_float64_and_with_examples():
+    """Where no format is wider the value is the plain one's, or closer; decimals have no gamma function."""
+    with jax.enable_x64(True):
+        x = np.float64(2.5), np.float64(3.5)
+        np.testing.assert_allclose(
+            rad.stabilize(student)(*x), float(student_exactly(mp.mpf(2.5), mp.mpf(3.5))), rtol=1e-14
+        )
+        assert np.isfinite(jax.hessian(rad.stabilize(poisson), (0, 1))(np.float64(3), np.float64(1e8))).all()
+    measured = rad.stabilize(poisson, examples=[(3.0, 2.5), (1e6, 1.01e6)])
+    np.testing.assert_allclose(measured(3.0, 2.5), 3 * np.log(2.5) - 2.5 - np.log(6), rtol=1e-6)
