@@ -52,17 +52,11 @@ def _mapped(over: ShardMap, f: Callable[..., Any], in_specs: Any, out_specs: Any
 
 def planned(whole: Flat, atoms: Sequence[Any], differentiated: Sequence[int]) -> Planned:
     """The body of the `shard_map` that does most of a program's operations, or else all of it."""
-    flops = step_flops(whole)
+    flops, moves = step_flops(whole), active(whole, differentiated)
     for i, step in enumerate(whole.steps):
         inner = _jaxpr.control(step.equation)
-        if isinstance(inner, ShardMap) and 2 * flops[i] > sum(flops):
-            moves = active(whole, differentiated)
-            return Planned(
-                flat(inner.body, opened=plain_call),
-                inner.body.outputs,
-                [k for k, v in enumerate(step.operands) if v is not None and moves[v]],
-                [k for k, v in enumerate(step.results) if moves[v]],
-                i,
-                inner,
-            )
+        ins = [k for k, v in enumerate(step.operands) if v is not None and moves[v]]
+        outs = [k for k, v in enumerate(step.results) if moves[v]]
+        if isinstance(inner, ShardMap) and ins and outs and 2 * flops[i] > sum(flops):
+            return Planned(flat(inner.body, opened=plain_call), inner.body.outputs, ins, outs, i, inner)
     return Planned(whole, atoms, differentiated, (0,))
