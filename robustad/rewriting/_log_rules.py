@@ -151,7 +151,7 @@ def weighted_softmax(term: Term, rw: Rewriter) -> Term | None:
         return None
 
     def run(log: Array, weight: Array) -> Array:
-        return shares.weighted_softmax(*(jnp.broadcast_to(x, term.shape) for x in (log, weight)), axes)
+        return shares.weighted_softmax(jnp.broadcast_to(log, term.shape), jnp.broadcast_to(weight, term.shape), axes)
 
     return replaced(
         term, "softmax", run, [got.log, got.rest or number(term, 1.0)],

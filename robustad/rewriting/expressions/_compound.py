@@ -53,7 +53,7 @@ def compounds(e: Expr) -> list[Compound]:
     if (powers := _logarithmic(e)) is not None:
         inner, given = powers
         return [
-            Compound(*(substituted(part, given) for part in whole[:2]), whole.function, whole.index)
+            whole._replace(factor=substituted(whole.factor, given), variable=substituted(whole.variable, given))
             for whole in compounds(inner)
         ]
     if not 2 <= len(leaves) <= _MOST or e.size > _LARGEST or any(n.op in ("select", "series") for n in nodes(e)):
