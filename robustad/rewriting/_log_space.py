@@ -224,7 +224,10 @@ def _cumsum(term: Term, rw: Rewriter) -> Parts | None:
     if got is None or got.rest is not None:
         return None
     axis, reverse = term.params["axis"], term.params["reverse"]
-    run = lambda a: lax.associative_scan(st.logaddexp, a, reverse, axis)  # noqa: E731
+
+    def run(a: Array) -> Array:
+        return lax.associative_scan(st.logaddexp, a, reverse, axis)
+
     return Parts(derived(term, "logaddexp", run, [filled(got.log, term.operands[0])], elementwise=False), None)
 
 

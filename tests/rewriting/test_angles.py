@@ -133,3 +133,5 @@ def test_hyperbolic_distances(v):
         want = jax.value_and_grad(distance)(np.float64(u), np.float64(v))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
     np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+    if v[1] > 0:  # near u
+        assert distance(u, v) == 0 and not np.isfinite(jax.grad(distance)(u, v)).any()
